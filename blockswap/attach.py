@@ -1,0 +1,129 @@
+"""The one line that users write."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+from blockswap.blocks import Block, find_blocks, list_counts
+from blockswap.config import SwapConfig
+from blockswap.errors import ConfigError, UseError
+from blockswap.memory import DeviceMemory
+from blockswap.pieces import Leaves, find_leaves
+from blockswap.preflight import check_attachable
+from blockswap.request import Requests
+from blockswap.session import Session, session_of
+
+ALIGNMENT = 256
+
+
+def attach(
+    model: nn.Module,
+    vram: int | float | str | None = None,
+    *,
+    config: SwapConfig | None = None,
+    **options: Any,
+) -> Session:
+    """Keep part of a model on the device and stream the rest, bit-identical.
+
+    The weights move to pinned host memory, everything outside the blocks to the device. The first
+    forwards learn order and times (`Session.state` is "learning"), then the plan is settled.
+
+    Args:
+        model: with weights in memory, on the CPU or a device; any module whose blocks are found.
+        vram: hard cap on device memory, as in `SwapConfig`; None: what is free.
+        config: all settings at once, instead of ``vram`` and options.
+        options: the other fields of `SwapConfig`.
+
+    Returns:
+        The session. Attaching again with the same settings returns the live one.
+
+    Raises:
+        ConfigError: a wrong option, no blocks, meta weights, a model that is offloaded otherwise.
+        CapError: the cap is below the smallest possible plan.
+        UseError: a forward of the model runs, or it is attached with other settings.
+
+    >>> import torch, blockswap
+    >>> layers = [torch.nn.Linear(256, 256) for _ in range(4)]
+    >>> model = torch.nn.Sequential(*layers).requires_grad_(False)
+    >>> session = blockswap.attach(model, device="cpu", offload=2)
+    >>> y = model(torch.ones(1, 256))
+    >>> session.detach()
+    """
+    if config is None:
+        config = SwapConfig.from_kwargs(vram=vram, **options)
+    elif vram is not None or options:
+        raise ConfigError("give either config= or options, not both")
+    check_module = isinstance(model, nn.Module)
+    live = session_of(model) if check_module else None
+    if live is not None:
+        return _same(live, config)
+    check_attachable(model)
+    _refuse_running(model)
+    blocks = find_blocks(model, config.blocks)
+    _refuse_impossible(model, blocks, config)
+    session = Session(model, config, blocks)
+    return session
+
+
+def _same(live: Session, config: SwapConfig) -> Session:
+    different = live.config.differences(config)
+    if different:
+        raise UseError(
+            f"{type(live.model).__name__} is attached with other settings"
+            f" ({', '.join(different)} differ): call session.detach() first"
+        )
+    live.resume()
+    return live
+
+
+def _refuse_impossible(model: nn.Module, blocks: list[Block], config: SwapConfig) -> None:
+    """Refuse before anything is changed what no plan can do."""
+    device = config.target_device()
+    memory = DeviceMemory(device)
+    resolved = config.resolve(memory.total_bytes())
+    config.check_offload(list_counts(blocks))
+    leaves = find_leaves(model, blocks, include_outside=resolved.mode == "layerwise")
+    sizes = [_image_bytes([p for _, p in leaf.parameters]) for leaf in leaves.streamable]
+    if not sizes:
+        raise ConfigError(
+            f"the blocks of {type(model).__name__} hold no module of 64 KiB or more: nothing to"
+            " stream"
+        )
+    priorities = dict(config.priorities) if config.priorities else None
+    requests = Requests(leaves, resolved, priorities, sizes, lambda leaf, before: True)
+    ring = resolved.swap_space_bytes
+    if ring is not None and ring < requests.largest_bytes:
+        raise ConfigError(requests.ring_too_small(ring))
+    if resolved.vram_bytes is not None:
+        on_device = sum(p.nbytes for p in model.parameters() if p.device == device)
+        fixed = memory.allocated_bytes() - on_device + _fixed_bytes(model, leaves)
+        requests.check_smallest(
+            resolved.vram_bytes, fixed, _image_bytes([p for _, _, p in leaves.small])
+        )
+
+
+def _image_bytes(parameters: list[nn.Parameter]) -> int:
+    return sum(-(-p.nbytes // ALIGNMENT) * ALIGNMENT for p in parameters)
+
+
+def _fixed_bytes(model: nn.Module, leaves: Leaves) -> int:
+    managed = {p for leaf in leaves.streamable for _, p in leaf.parameters}
+    managed.update(p for _, _, p in leaves.small)
+    parameters = sum(p.nbytes for p in model.parameters() if p not in managed)
+    return parameters + sum(b.nbytes for b in model.buffers())
+
+
+def _refuse_running(model: nn.Module) -> None:
+    """Refuse when any thread is inside a forward of the model: its weights are in use."""
+    for frame in sys._current_frames().values():
+        walk: FrameType | None = frame
+        while walk is not None:
+            if walk.f_code.co_name == "_call_impl" and walk.f_locals.get("self") is model:
+                raise UseError(
+                    f"a forward of {type(model).__name__} runs: attach before or after it"
+                )
+            walk = walk.f_back

@@ -1,0 +1,120 @@
+"""What a parameter is: its host image outside a forward, its device bytes inside one.
+
+The C++ ``Binding`` changes the addresses; here is what notices that somebody looks at a parameter.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, ItemsView, ValuesView
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from blockswap.errors import UseError
+
+
+@dataclass(eq=False)
+class Unit:
+    """A leaf as the hooks see it. Holds no module: the C++ binding's references must not keep a
+    model alive that nobody else uses any more.
+
+    Attributes:
+        index: the leaf's number in the engine.
+        weights: its parameters, in the order of its image.
+        entries: their numbers in the C++ binding.
+        piece: the streamed piece it belongs to; -1 when it is always on the device.
+        plan_piece: the piece, streamed or resident; -1 for small parameters.
+        is_last: the piece ends with it.
+        is_planned: it has a device address; without one it is copied when it is used.
+        is_diverted: a copy of its own serves until this forward ends.
+        is_read_outside: somebody other than the module itself reads its weights in a forward.
+    """
+
+    index: int
+    name: str
+    weights: list[torch.Tensor]
+    entries: list[int]
+    piece: int = -1
+    plan_piece: int = -1
+    is_last: bool = False
+    is_planned: bool = False
+    is_diverted: bool = False
+    is_read_outside: bool = False
+
+
+@dataclass
+class Gate:
+    """What the hooks and the watched parameters share, read at every leaf: kept flat."""
+
+    is_open: bool = False  # a forward runs, parameters are bound to the device
+    running: Unit | None = None  # the leaf whose forward runs now
+    live: int = -1  # the piece that was acquired and not yet released
+    root: Any = None  # the outermost module of ours that runs
+    touched: set[Unit] = field(default_factory=set)  # looked at since the last forward
+    # Called with a unit whose weight is read by somebody else; weak, as Unit says.
+    read_outside: weakref.WeakMethod[Callable[[Unit], None]] | None = None
+
+    def note(self, unit: Unit) -> None:
+        """Somebody reads a parameter of ``unit`` from its module."""
+        if not self.is_open:
+            self.touched.add(unit)
+        elif self.running is not unit and (unit.piece >= 0 or not unit.is_planned):
+            fetch = self.read_outside and self.read_outside()
+            if fetch and not unit.is_diverted:
+                fetch(unit)
+
+
+class WatchedParameters(dict[str, nn.Parameter | None]):
+    """A module's ``_parameters`` while attached: an access between forwards may be an edit.
+
+    ``p.data += delta`` changes neither the parameter's address nor its version, so that whoever got
+    hold of it through the module counts as having written it. During a forward a read of a weight
+    that is not on the device fetches it.
+    """
+
+    __slots__ = ("gate", "unit")
+
+    def __init__(self, values: dict[str, nn.Parameter | None], gate: Gate, unit: Unit) -> None:
+        super().__init__(values)
+        self.gate = gate
+        self.unit = unit
+
+    def __getitem__(self, key: str) -> nn.Parameter | None:
+        gate = self.gate
+        if gate.running is not self.unit:
+            gate.note(self.unit)
+        return dict.__getitem__(self, key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.gate.note(self.unit)
+        return dict.get(self, key, default)
+
+    def items(self) -> ItemsView[str, nn.Parameter | None]:  # type: ignore[override]
+        self.gate.note(self.unit)
+        return dict.items(self)
+
+    def values(self) -> ValuesView[nn.Parameter | None]:  # type: ignore[override]
+        self.gate.note(self.unit)
+        return dict.values(self)
+
+    def pop(self, *args: Any) -> Any:
+        self.gate.note(self.unit)
+        return dict.pop(self, *args)
+
+    def copy(self) -> dict[str, nn.Parameter | None]:
+        self.gate.note(self.unit)
+        return dict(dict.items(self))
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise UseError(
+            "a model that blockswap streams cannot be copied or pickled as it is: call"
+            " session.pause() first, or save model.state_dict()"
+        )
+
+
+def weights_of(module: nn.Module) -> list[torch.Tensor]:
+    """Return a module's own parameters without noting an access."""
+    return [p for p in dict.values(module._parameters) if p is not None]

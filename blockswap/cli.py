@@ -1,0 +1,97 @@
+"""The command line: `blockswap demo`, `blockswap version`.
+
+Exit codes: 0 done; 1 it ran and the result is wrong or the device failed; 2 bad input, one line on
+stderr; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Runs diffusion models that do not fit in VRAM, bit for bit the same.",
+)
+
+
+def main() -> None:
+    """Entry point of the `blockswap` command."""
+    app(prog_name="blockswap")
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps `blockswap COMMAND` the form of every call, however many commands there are."""
+
+
+@app.command()
+def demo(
+    model: str = typer.Option("sdxl", help="sdxl, flux or wan."),
+    size: str = typer.Option("tiny", help="tiny, or full: the published configuration."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, ..."),
+    vram: str | None = typer.Option(
+        None, help="Cap on device memory while swapped, as 10GiB. Default: half the weights leave."
+    ),
+    steps: int | None = typer.Option(None, help="Denoising steps, at least 2."),
+    out: Path = typer.Option(Path("blockswap-demo"), help="Folder for all that is written."),
+    seed: int = typer.Option(0, help="Seed of the weights and of the noise."),
+) -> None:
+    """Draw one picture unswapped and swapped; compare every bit.
+
+    The pipeline is real, its weights are random: nothing is downloaded.
+    """
+    with _readable_errors(interrupted=f"the model was put back; what was written is in {out}"):
+        from blockswap.demo import DemoRequest, run_demo
+
+        request = DemoRequest(out, model, size, device, vram, steps, seed)
+        result = run_demo(request, _say)
+    if result.identical:
+        _say("identical", "yes: picture and latents are equal bit for bit")
+        return
+    _say("identical", f"NO: {result.num_different} values of the picture differ")
+    raise typer.Exit(1)
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of blockswap and torch."""
+    import torch
+
+    import blockswap
+
+    typer.echo(f"blockswap {blockswap.__version__}, torch {torch.__version__}")
+
+
+def _say(label: str, text: str) -> None:
+    typer.echo(f"{label:<11} {text}")
+
+
+@contextlib.contextmanager
+def _readable_errors(interrupted: str) -> Iterator[None]:
+    """Turns expected errors into one line on stderr and an exit code; others stay tracebacks."""
+    import torch
+
+    from blockswap.errors import ConfigError, DeviceError
+
+    try:
+        yield
+    except (ConfigError, DeviceError) as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        _fail(f"reading or writing failed: {error}", 1)
+    except torch.OutOfMemoryError:
+        _fail("the device ran out of memory: raise --vram, or choose --size tiny", 1)
+    except KeyboardInterrupt:
+        _fail(f"interrupted: {interrupted}", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"blockswap: {' '.join(message.split())}", err=True)
+    raise typer.Exit(code) from None

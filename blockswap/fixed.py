@@ -1,0 +1,62 @@
+"""Tensors that never stream: on the device while attached, back where they were afterwards."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from blockswap import _C
+
+
+class FixedTensors:
+    """Moves a model's unmanaged parameters and buffers to the device and back.
+
+    A parameter stays the same object. Nothing is moved twice: tied tensors move once.
+    """
+
+    def __init__(self, model: nn.Module, managed: set[nn.Parameter], device: torch.device) -> None:
+        self._device = device
+        self._parameters: list[tuple[nn.Parameter, torch.device]] = []
+        self._buffers: list[tuple[nn.Module, str, torch.device]] = []
+        for parameter in model.parameters():
+            if parameter not in managed:
+                self._parameters.append((parameter, parameter.device))
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    self._buffers.append((module, name, buffer.device))
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes of all of them."""
+        buffers = (module._buffers[name] for module, name, _ in self._buffers)
+        return sum(p.nbytes for p, _ in self._parameters) + sum(
+            buffer.nbytes for buffer in buffers if buffer is not None
+        )
+
+    def to_device(self) -> None:
+        """Bring them to the device; on failure everything is where it was."""
+        try:
+            self._move(self._device)
+        except BaseException:
+            self.to_origin()
+            raise
+
+    def to_origin(self) -> None:
+        """Bring them back to where each one came from."""
+        self._move(None)
+
+    def _move(self, device: torch.device | None) -> None:
+        moved: dict[torch.Tensor, torch.Tensor] = {}
+        for parameter, origin in self._parameters:
+            target = device or origin
+            if parameter.device != target:
+                # `.data =` refuses some changes of device; the parameter must stay the same object.
+                _C.set_data(parameter, parameter.detach().to(target))
+        for module, name, origin in self._buffers:
+            buffer = module._buffers.get(name)
+            target = device or origin
+            if buffer is not None and buffer.device != target:
+                if buffer not in moved:
+                    moved[buffer] = buffer.to(target)
+                module._buffers[name] = moved[buffer]

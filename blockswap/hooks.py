@@ -1,0 +1,151 @@
+"""Hooks around the model, its blocks and its leaf modules: where the engine hears of a forward."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from blockswap.binding import Gate, Unit, weights_of
+
+
+class Entrance(Protocol):
+    """What the hooks need of a session."""
+
+    gate: Gate
+    token: torch.Tensor
+    units: dict[nn.Module, Unit]
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Open the gate: ``module`` is the outermost one of ours that runs."""
+
+    def leave(self, module: nn.Module) -> None:
+        """Close the gate if ``module`` opened it."""
+
+    def abort(self) -> None:
+        """Close the gate after an interruption."""
+
+    def fetch_whole(self, unit: Unit) -> None:
+        """Copy a unit that has no place in the plan."""
+
+    def log_run(self, unit: Unit) -> None:
+        """Hear that a streamed piece begins to run, and with which unit."""
+
+
+class Hooks:
+    """All hooks of one session; removed together."""
+
+    def __init__(self, session: Entrance, model: nn.Module, blocks: list[nn.Module]) -> None:
+        self._handles: list[RemovableHandle] = []
+        self._model = model
+        self._forward = _stop_cleanly(session, model)
+        self._hook_outer(session, model)
+        for block in blocks:
+            self._hook_outer(session, block)
+        before, after = _leaf_hooks(session)
+        for module in session.units:
+            self._handles.append(module.register_forward_pre_hook(before))
+            self._handles.append(module.register_forward_hook(after))
+
+    def _hook_outer(self, session: Entrance, module: nn.Module) -> None:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not torch.compiler.is_compiling():
+                session.enter(module, args, kwargs)
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if not torch.compiler.is_compiling():
+                session.leave(module)
+
+        # First before, last after: other hooks on the module see device weights.
+        self._handles.append(
+            module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
+        )
+        self._handles.append(module.register_forward_hook(after, always_call=True))
+
+    def remove(self) -> None:
+        """Take every hook off; the forward wrapper stays, inert, where others wrapped it."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._model.__dict__.get("forward") is self._forward:
+            del self._model.forward  # type: ignore[misc]
+
+
+def _stop_cleanly(session: Entrance, model: nn.Module) -> Callable[..., Any]:
+    """Wrap the model's forward: ``always_call`` hooks do not run on Ctrl-C, this does."""
+    original = model.forward
+
+    @functools.wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return original(*args, **kwargs)
+        try:
+            return original(*args, **kwargs)
+        except Exception:
+            raise  # the hooks see it
+        except BaseException:
+            session.abort()
+            raise
+
+    if "forward" not in model.__dict__:
+        model.forward = forward
+    return forward
+
+
+def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return the two functions that all leaves of all blocks share.
+
+    They must not differ between sibling blocks, nor hold a constant of one leaf: a compiler reuses
+    one block's graph for its siblings. A compiled block calls the ops on every leaf; in eager mode
+    a leaf that neither begins nor ends a streamed piece returns at once.
+    """
+    gate, token, units = session.gate, session.token, session.units
+    acquire = torch.ops.blockswap.acquire_.default
+    release = torch.ops.blockswap.release_.default
+
+    def before(module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():
+            acquire(token, weights_of(module))
+            return
+        unit = units[module]
+        if not gate.is_open:
+            session.enter(module, (), {})
+        gate.running = unit
+        piece = unit.piece
+        if piece >= 0:
+            if piece != gate.live and not unit.is_diverted:
+                acquire(token, unit.weights)
+                gate.live = piece
+                session.log_run(unit)
+        elif not unit.is_planned:
+            session.fetch_whole(unit)
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            release(token, tensors_in(output), weights_of(module))
+            return
+        unit = units[module]
+        gate.running = None
+        if unit.is_last and unit.piece == gate.live:
+            release(token, tensors_in(output), unit.weights)
+            gate.live = -1
+        if gate.root is module:
+            session.leave(module)
+
+    return before, after
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Return the tensors of a leaf's output, one level deep."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [item for item in value if isinstance(item, torch.Tensor)]
+    if isinstance(value, dict):
+        return [item for item in value.values() if isinstance(item, torch.Tensor)]
+    return []

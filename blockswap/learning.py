@@ -1,0 +1,131 @@
+"""What the first steps of an input shape teach: the order of leaves, their time, the activations.
+
+    trace   one step, every leaf streamed in declared order: the order in which leaves run
+    time    two steps, every leaf streamed in that order: compute time per leaf, free of the host's
+            own time, since the device waits for the link
+    settle  steps under the first plan: its real times, host and clocks included
+    ready   the plan made from those; predictions are fixed from here on
+
+Pure: nothing here touches a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+
+from blockswap import _C
+
+TIMED_STEPS = 2
+SETTLING_STEPS = 3
+RELEARN_AFTER = 3  # steps in a row that did not go as planned
+
+
+class Stage(Enum):
+    """How far learning is for one input shape."""
+
+    TRACE = "trace"
+    TIME = "time"
+    SETTLE = "settle"
+    READY = "ready"
+
+
+@dataclass
+class Learned:
+    """What is known about one input shape.
+
+    Attributes:
+        order: leaf numbers in the order in which they run; leaves that do not run are missing.
+        seconds: per leaf, compute from its start to the start of the next one.
+        head_seconds: compute before the first leaf.
+        torch_peak_bytes: the most that PyTorch held in a step, pool excluded.
+    """
+
+    stage: Stage = Stage.TRACE
+    steps: int = 0  # in this stage
+    order: list[int] = field(default_factory=list)
+    seconds: dict[int, float] = field(default_factory=dict)
+    head_seconds: float = 0.0
+    torch_peak_bytes: int = 0
+    plan: _C.Plan | None = None
+    request: _C.PlanRequest | None = None
+    disordered_steps: int = 0
+    relearned: int = 0
+
+    def enter(self, stage: Stage) -> None:
+        """Go on to a stage."""
+        self.stage, self.steps = stage, 0
+
+
+def traced_order(runs: Iterable[int]) -> list[int]:
+    """Return leaf numbers by their first run."""
+    return list(dict.fromkeys(runs))
+
+
+def take_times(
+    learned: Learned, times: _C.StepTimes, leaf_of_piece: Sequence[Sequence[int]]
+) -> None:
+    """Note the compute time of each leaf from a step in which every leaf was a streamed piece.
+
+    The shortest of several steps counts: what is longer was disturbed.
+    """
+    spans = sorted(times.pieces, key=lambda span: span.wait_begin)
+    if not spans:
+        return
+    learned.head_seconds = _shorter(learned.head_seconds, spans[0].wait_begin)
+    ends = [span.wait_begin for span in spans[1:]] + [times.step_seconds]
+    for span, end in zip(spans, ends, strict=True):
+        leaf = leaf_of_piece[span.piece][0]
+        seconds = max(0.0, end - span.wait_end)
+        learned.seconds[leaf] = _shorter(learned.seconds.get(leaf, 0.0), seconds)
+
+
+def refine(learned: Learned, times: _C.StepTimes, leaf_of_piece: Sequence[Sequence[int]]) -> None:
+    """Scale leaf times to what a step under a real plan took, gap by gap.
+
+    A gap lies between the moments when two streamed pieces begin to run; the leaves in it, resident
+    or not, took its time. So the host's own time and the clocks under load enter the plan.
+    """
+    position = {leaf: index for index, leaf in enumerate(learned.order)}
+    spans = sorted(times.pieces, key=lambda span: span.wait_begin)
+    if not spans:
+        _scale(learned, learned.order, times.step_seconds - learned.head_seconds)
+        return
+    starts = [position[leaf_of_piece[span.piece][0]] for span in spans]
+    before_first = learned.order[: starts[0]]
+    if before_first:
+        _scale(learned, before_first, spans[0].wait_begin - learned.head_seconds)
+    else:
+        learned.head_seconds = spans[0].wait_begin
+    ends = [span.wait_begin for span in spans[1:]] + [times.step_seconds]
+    stops = [*starts[1:], len(learned.order)]
+    for span, start, stop, end in zip(spans, starts, stops, ends, strict=True):
+        _scale(learned, learned.order[start:stop], end - span.wait_end)
+
+
+def _scale(learned: Learned, leaves: Sequence[int], seconds: float) -> None:
+    known = sum(learned.seconds.get(leaf, 0.0) for leaf in leaves)
+    seconds = max(0.0, seconds)
+    for leaf in leaves:
+        share = learned.seconds.get(leaf, 0.0) / known if known > 0 else 1 / len(leaves)
+        learned.seconds[leaf] = seconds * share
+
+
+def _shorter(known: float, seconds: float) -> float:
+    return min(known, seconds) if known > 0 else seconds
+
+
+def shape_key(args: Sequence[object], kwargs: dict[str, object]) -> tuple[object, ...]:
+    """Return what makes two forwards need the same memory and time: their tensors' shapes."""
+    key: list[object] = [torch.is_autocast_enabled()]
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor):
+            key.append((value.shape, value.dtype))
+        elif isinstance(value, (list, tuple)):
+            key.extend((t.shape, t.dtype) for t in value if isinstance(t, torch.Tensor))
+        elif isinstance(value, dict):
+            key.extend((t.shape, t.dtype) for t in value.values() if isinstance(t, torch.Tensor))
+    return tuple(key)

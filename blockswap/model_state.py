@@ -1,0 +1,266 @@
+"""The model's side of a session: its parameters' two addresses, and what changed them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from blockswap import _C
+from blockswap.binding import Gate, Unit, WatchedParameters
+from blockswap.blocks import Block
+from blockswap.config import ResolvedConfig, SwapConfig
+from blockswap.fixed import FixedTensors
+from blockswap.host import Host
+from blockswap.memory import DeviceMemory
+from blockswap.pieces import SMALL, Leaves, find_leaves
+
+WRITTEN = 3  # Change::Kind::kWritten: the image itself holds the new values
+
+
+class ModelState:
+    """Owns arena, binding, pool and engine of one model while it is taken.
+
+    `take` moves the weights to their images, `give_back` makes them ordinary again; between them
+    `place` gives leaves device addresses. Everything can be taken again after it was given back.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: SwapConfig, blocks: list[Block], gate: Gate
+    ) -> None:
+        self.model = model
+        self.gate = gate
+        self.device = config.target_device()
+        self.memory = DeviceMemory(self.device)
+        self.config: ResolvedConfig = config.resolve(self.memory.total_bytes())
+        self.priorities = config.priorities
+        self.blocks = blocks
+        self.is_taken = False
+        self.is_detached = False
+        self.unit_of: dict[nn.Module, Unit] = {}
+        self.units: dict[int, Unit] = {}
+        self.token = torch.empty(0)
+        self.small_bytes = 0
+        self._small_address = 0
+
+    def take(self) -> None:
+        """Find the leaves, move their weights to the arena and all else to the device.
+
+        On failure or Ctrl-C every parameter keeps whole values, and nothing else has changed.
+        """
+        self.leaves: Leaves = find_leaves(
+            self.model, self.blocks, include_outside=self.config.mode == "layerwise"
+        )
+        kind, index = self.device.type, self.device.index or 0
+        self.driver = _C.make_device(kind, index)
+        self.engine = _C.Engine(self.driver, self.config.copy_streams, self.config.check)
+        self.pool = _C.Pool(self.driver)
+        self.token = torch.zeros(1, dtype=torch.uint8, device=self.device)
+        self.binding = _C.Binding(self.token, self.engine)
+        self._origins: list[torch.device] = []
+        self._plain: dict[nn.Module, dict[str, nn.Parameter | None]] = {}
+        self._watch_parameters()
+        managed = {parameter for _, _, parameter in self._entries}
+        self.fixed = FixedTensors(self.model, managed, self.device)
+        self.host = Host(self.binding, self.driver, len(self.units))
+        self.is_taken = True
+        try:
+            self.host.take(len(self._origins))
+            self.fixed.to_device()
+            for module in self.model.modules():
+                self.binding.watch(module._modules, True)
+                managed_here = isinstance(module._parameters, WatchedParameters)
+                self.binding.watch(module._parameters, not managed_here)
+        except BaseException:
+            self.give_back(detach=True)
+            raise
+        self.is_detached = False
+        self.gate.touched.clear()
+
+    def _watch_parameters(self) -> None:
+        self._entries: list[tuple[WatchedParameters, str, nn.Parameter]] = []
+        watched: dict[nn.Module, WatchedParameters] = {}
+        self.unit_of, self.units = {}, {}
+
+        def add(unit: Unit, module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+            if module not in watched:
+                self._plain[module] = module._parameters
+                watched[module] = WatchedParameters(module._parameters, self.gate, unit)
+            entry = self.binding.add(watched[module], name, parameter, unit.index)
+            unit.entries.append(entry)
+            unit.weights.append(parameter)
+            self._entries.append((watched[module], name, parameter))
+            self._origins.append(parameter.device)
+
+        for leaf in self.leaves.streamable:
+            unit = self.units[leaf.index] = Unit(leaf.index, leaf.name, [], [])
+            self.unit_of[leaf.module] = unit
+            for name, parameter in leaf.parameters:
+                add(unit, leaf.module, name, parameter)
+        if self.leaves.small:
+            small = self.units[len(self.units)] = Unit(len(self.units), SMALL, [], [])
+            small.is_planned = True
+            for module, name, parameter in self.leaves.small:
+                add(small, module, name, parameter)
+        for module, parameters in watched.items():
+            module._parameters = parameters
+
+    def give_back(self, detach: bool) -> None:
+        """Make the weights ordinary: each where it came from, no watching. Safe to call twice."""
+        if self.is_taken:
+            self.engine.stop()
+            self.pool.release()
+            self.binding.retire()
+            self.host.arena.unpin()
+            for (_, _, parameter), origin in zip(self._entries, self._origins, strict=True):
+                if parameter.device != origin:
+                    _C.set_data(parameter, parameter.detach().to(origin))
+            for module, plain in self._plain.items():
+                if isinstance(module._parameters, WatchedParameters):
+                    values = dict.copy(module._parameters)
+                    plain.clear()
+                    plain.update(values)
+                    module._parameters = plain
+            self.fixed.to_origin()
+            self._small_address = 0
+            self.unit_of, self.units = {}, {}
+            self.gate.touched.clear()
+            self._entries, self._plain = [], {}
+            del self.binding, self.host, self.engine
+            self.is_taken = False
+        self.is_detached = self.is_detached or detach
+
+    # Device addresses ----------------------------------------------------------------------------
+
+    def place(self, plan: _C.Plan, request: _C.PlanRequest, order: list[int]) -> None:
+        """Give every leaf of the plan its device address, and start streaming."""
+        self.engine.stop()
+        small = next((u for u in self.units.values() if u.name == SMALL), None)
+        self.small_bytes = self.host.image_bytes[small.index] if small else 0
+        base = self._reserve(self.small_bytes + plan.resident_bytes + plan.ring_bytes)
+        for unit in self.units.values():
+            unit.piece, unit.plan_piece, unit.is_last, unit.is_planned = -1, -1, False, False
+        cursor = base + self.small_bytes
+        ring = cursor + plan.resident_bytes
+        images: list[int] = []
+        targets: list[int] = []
+        for number, piece in enumerate(plan.pieces):
+            members = order[piece.first_leaf : piece.end_leaf]
+            images.append(self.host.address(members[0]))
+            targets.append(cursor if piece.resident else 0)
+            address = cursor if piece.resident else ring + piece.slot_offset
+            cursor += piece.bytes if piece.resident else 0
+            for leaf in members:
+                unit = self.units[leaf]
+                unit.plan_piece = number
+                unit.piece = -1 if piece.resident else number
+                unit.is_last = not piece.resident and leaf == members[-1]
+                self._place(unit, address)
+                address += self.host.image_bytes[leaf]
+        if small is not None:
+            self._small_address = base
+            self._place(small, base)
+            self.engine.copy_fixed(base, self.host.address(small.index), self.small_bytes)
+        planned = set(order)
+        for unit in self.units.values():
+            if unit is not small and unit.index not in planned:
+                self.binding.place_device(unit.index, 0, self.token, -1, False)
+        self.engine.load(plan, request, images, targets, ring)
+
+    def _place(self, unit: Unit, address: int) -> None:
+        unit.is_planned = True
+        self.binding.place_device(unit.index, address, self.token, unit.piece, unit.is_last)
+
+    def _reserve(self, num_bytes: int) -> int:
+        self.pool.release()
+        free = self.memory.available_bytes()
+        if free is not None and num_bytes > free - self.memory.allocated_bytes():
+            self.memory.give_back()  # what PyTorch caches but does not use
+        return int(self.pool.reserve(num_bytes))
+
+    # One forward ---------------------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        """Bind parameters to the device."""
+        self.engine.begin_step(self.token)
+        self.binding.bind()
+
+    def end_step(self) -> list[str]:
+        """Bind parameters to their images; the names of those that the forward changed."""
+        edited = self.binding.unbind()
+        self.engine.end_step(self.token)
+        for unit in self.units.values():
+            unit.is_diverted = False
+        return [f"{self._name(entry)}" for entry in edited]
+
+    def divert(self, unit: Unit) -> None:
+        """Copy a unit's weights to memory of their own for the rest of this forward."""
+        unit.is_diverted = True
+        unit.is_read_outside = unit.is_planned
+        for entry in unit.entries:
+            self.binding.divert(entry, self.token)
+
+    def requires_grad(self) -> bool:
+        """Whether any managed parameter requires grad."""
+        return bool(self.binding.requires_grad())
+
+    def is_restructured(self) -> bool:
+        """Whether modules came or went, or parameters other than the managed ones."""
+        return bool(self.binding.is_restructured())
+
+    def reconcile(self) -> bool:
+        """Bring edits made since the last forward into the images and to the device.
+
+        Returns False, having changed nothing, when a parameter now has another shape or dtype.
+        """
+        changes = self.binding.changes()
+        touched = self.gate.touched
+        if not changes and not touched:
+            return True
+        held = {c.index: self._held(c.index) for c in changes if c.kind != WRITTEN}
+        if any(not _is_alike(now, self.binding.host(i)) for i, now in held.items()):
+            return False
+        for entry, now in held.items():
+            self._adopt(entry, now)
+        dirty = touched | {self.units[self.binding.leaf_of(c.index)] for c in changes}
+        pieces: set[int] = set()
+        for unit in dirty:
+            if unit.name == SMALL and self._small_address:
+                self.engine.copy_fixed(
+                    self._small_address, self.host.address(unit.index), self.small_bytes
+                )
+            elif unit.plan_piece >= 0:
+                pieces.add(unit.plan_piece)
+        for piece in sorted(pieces):
+            self.engine.invalidate(piece)
+        self.binding.settle()
+        touched.clear()
+        return True
+
+    def _held(self, entry: int) -> nn.Parameter | None:
+        """Return what the module holds now under the entry's name."""
+        watched, name, _ = self._entries[entry]
+        return dict.get(watched, name)
+
+    def _adopt(self, entry: int, now: nn.Parameter | None) -> None:
+        """Copy what the module holds now into the image; from here on it is the parameter."""
+        watched, name, before = self._entries[entry]
+        if now is not before:
+            # Whoever keeps the old parameter keeps its values: the image is about to change.
+            _C.set_data(before, before.detach().clone())
+            self._entries[entry] = (watched, name, now)
+            weights = watched.unit.weights
+            weights[watched.unit.entries.index(entry)] = now
+        self.binding.replace(entry, now)
+
+    def _name(self, entry: int) -> str:
+        watched, name, _ = self._entries[entry]
+        return f"{watched.unit.name}.{name}"
+
+
+def _is_alike(parameter: object, image: torch.Tensor) -> bool:
+    return (
+        isinstance(parameter, nn.Parameter)
+        and parameter.shape == image.shape
+        and parameter.dtype == image.dtype
+        and parameter.stride() == image.stride()
+    )

@@ -1,0 +1,303 @@
+"""Pictures of what happened: one step as two lanes, and step time over memory.
+
+Drawn with matplotlib's Agg canvas: no display, no global state (`pyplot` is never imported).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from blockswap.report import PieceSpan, Report, Timeline
+from blockswap.sizes import format_bytes
+
+STALL_RED = "#e00000"  # nothing else in a picture is red
+_RESIDENT_GREY = "#c9d3dc"
+_NEXT_STEP_GREY = "#d9d9d9"
+_HUES = (  # two tints per list of blocks: neighbours can be told apart
+    ("#1f6fb4", "#6faee0"),
+    ("#e08a1e", "#f4bf73"),
+    ("#2b8a57", "#7cc79d"),
+    ("#7a57a8", "#b39bd3"),
+    ("#00838f", "#66bcc4"),
+    ("#8d6e4b", "#c2a987"),
+)
+_LINK_Y, _COMPUTE_Y, _LANE_HEIGHT = 1.25, 0.25, 0.6
+_MAX_LABELS = 3
+_MARKERS = "s^Dvp*X<>"
+
+Box = tuple[float, float]
+
+
+def plot_timeline(
+    timeline: Timeline, path: str | Path, title: str = "one step", report: Report | None = None
+) -> None:
+    """Draws one step: copies on the link above, compute below, stalls in red, all to scale.
+
+    What the step before had fetched ahead lies left of 0 on a shaded ground; the same work for the
+    next step is drawn pale at the right, since the link is not idle then.
+
+    Args:
+        timeline: the step; times in ms.
+        path: the picture; its suffix chooses the format (.png, .svg, .pdf).
+        title: what ran, in a few words.
+        report: adds the predicted time and the bound to the caption.
+    """
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    begin_ms = min([0.0, *(span.copy_begin_ms for span in timeline.spans if span.copy_ms > 0)])
+    hues = _hue_of_list(timeline.spans)
+    if begin_ms < 0:
+        axes.axvspan(begin_ms * 1.02, 0, color="#f1f1ea", zorder=0)
+    _draw_link(axes, timeline, hues)
+    _draw_compute(axes, timeline, hues)
+    margin_ms = 0.01 * (timeline.step_ms - begin_ms)
+    view_ms = (begin_ms - margin_ms, timeline.step_ms + margin_ms)
+    _label_worst_stalls(axes, timeline, view_ms)
+    for x in (0.0, timeline.step_ms):
+        axes.axvline(x, color="black", linewidth=1, zorder=5)
+    axes.set_xlim(*view_ms)
+    axes.set_ylim(-0.25, 2.05)
+    middles = [_LINK_Y + _LANE_HEIGHT / 2, _COMPUTE_Y + _LANE_HEIGHT / 2]
+    axes.set_yticks(middles, ["link\n(copies)", "compute\n(runs)"], fontsize=11)
+    axes.set_xlabel("ms from the start of the step")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(f"{title}\n", loc="left", fontsize=13, fontweight="bold")
+    axes.text(0, 1.02, _caption(timeline, report), transform=axes.transAxes, fontsize=10.5)
+    axes.legend(
+        handles=_legend(timeline, hues, begin_ms),
+        frameon=False,
+        fontsize=9.5,
+        handlelength=1.2,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
+        ncols=8,
+    )
+    _save(figure, path)
+
+
+def _draw_link(axes: Axes, timeline: Timeline, hues: Mapping[str, int]) -> None:
+    """Copies for this step in colour, what the link fetches for the next step in grey."""
+    # In a steady cycle the next step's fetches stand where this step's stood.
+    ahead = [
+        (span.copy_begin_ms + timeline.step_ms, min(span.copy_end_ms, 0.0) + timeline.step_ms)
+        for span in timeline.spans
+        if span.copy_ms > 0 and span.copy_begin_ms < 0
+    ]
+    _add_boxes(axes, ahead, _LINK_Y, _NEXT_STEP_GREY, hatch="////")
+    for tint, spans in _spans_by_tint(timeline, hues).items():
+        _add_boxes(axes, [(s.copy_begin_ms, s.copy_end_ms) for s in spans], _LINK_Y, tint)
+
+
+def _draw_compute(axes: Axes, timeline: Timeline, hues: Mapping[str, int]) -> None:
+    """Runs of streamed pieces in colour over the grey of residents; stalls in red, on top."""
+    _add_boxes(axes, [(0.0, timeline.step_ms)], _COMPUTE_Y, _RESIDENT_GREY)
+    for tint, spans in _spans_by_tint(timeline, hues).items():
+        _add_boxes(axes, [(s.wait_end_ms, s.run_end_ms) for s in spans], _COMPUTE_Y, tint)
+    stalls = [(s.wait_begin_ms, s.wait_end_ms) for s in timeline.spans]
+    _add_boxes(axes, stalls, _COMPUTE_Y - 0.06, STALL_RED, height=_LANE_HEIGHT + 0.12, zorder=4)
+
+
+def _spans_by_tint(timeline: Timeline, hues: Mapping[str, int]) -> dict[str, list[PieceSpan]]:
+    """Streamed pieces by colour: a hue per list of blocks, its two tints in turn."""
+    by_tint: dict[str, list[PieceSpan]] = {}
+    for index, span in enumerate(span for span in timeline.spans if span.copy_ms > 0):
+        by_tint.setdefault(_HUES[hues[_list_of(span)]][index % 2], []).append(span)
+    return by_tint
+
+
+def _label_worst_stalls(axes: Axes, timeline: Timeline, view_ms: Box) -> None:
+    """Names the longest stalls in a row under the lane, each tied to the copy it waited for."""
+    worst: dict[str, PieceSpan] = {}  # one per block
+    for span in sorted(timeline.spans, key=lambda span: -span.stall_ms):
+        if span.stall_ms > 0.004 * timeline.step_ms and len(worst) < _MAX_LABELS:
+            worst.setdefault(span.block or span.name, span)
+    spans = sorted(worst.values(), key=lambda span: span.wait_begin_ms)
+    texts = [f"{span.stall_ms:.1f} ms for {_shorten(span.block or span.name)}" for span in spans]
+    view_begin_ms, view_end_ms = view_ms
+    char_ms = 0.0062 * (view_end_ms - view_begin_ms)
+    wanted_ms = [(span.wait_begin_ms + span.wait_end_ms) / 2 for span in spans]
+    widths_ms = [len(text) * char_ms for text in texts]
+    lefts_ms = _spread(wanted_ms, widths_ms, view_begin_ms, view_end_ms)
+    for span, text, middle_ms, left_ms in zip(spans, texts, wanted_ms, lefts_ms, strict=True):
+        xs = [span.copy_end_ms, span.wait_end_ms]
+        ys = [_LINK_Y, _COMPUTE_Y + _LANE_HEIGHT + 0.06]
+        axes.plot(xs, ys, color=STALL_RED, linewidth=1.2, zorder=4)
+        xs, ys = [middle_ms, left_ms + 2 * char_ms], [_COMPUTE_Y - 0.06, _COMPUTE_Y - 0.22]
+        axes.plot(xs, ys, color=STALL_RED, linewidth=0.8, zorder=4)
+        axes.text(left_ms, _COMPUTE_Y - 0.33, text, color=STALL_RED, fontsize=9, va="center")
+
+
+def _spread(
+    wanted_ms: Sequence[float], widths_ms: Sequence[float], begin_ms: float, end_ms: float
+) -> list[float]:
+    """Left ends of labels in one row, each near its wanted place, none over another."""
+    lefts: list[float] = []
+    free_ms = begin_ms
+    for wanted, width in zip(wanted_ms, widths_ms, strict=True):
+        lefts.append(max(wanted, free_ms))
+        free_ms = lefts[-1] + width
+    for index in reversed(range(len(lefts))):
+        lefts[index] = min(lefts[index], end_ms - widths_ms[index])
+        end_ms = lefts[index]
+    return lefts
+
+
+def _shorten(name: str) -> str:
+    """The name, its middle left out where it is long: both its list and its number stay."""
+    return name if len(name) <= 34 else f"{name[:15]}…{name[-18:]}"
+
+
+def _add_boxes(
+    axes: Axes,
+    boxes: Iterable[Box],
+    y: float,
+    color: str,
+    height: float = _LANE_HEIGHT,
+    zorder: float = 2,
+    hatch: str | None = None,
+) -> None:
+    """All boxes of one colour as one artist: hundreds of pieces stay fast. No edges: to scale."""
+    widths = [(begin, end - begin) for begin, end in boxes if end > begin]
+    edge = "white" if hatch else "none"
+    lane = (y, height)
+    axes.broken_barh(
+        widths, lane, facecolor=color, edgecolor=edge, linewidth=0, hatch=hatch, zorder=zorder
+    )
+
+
+def _list_of(span: PieceSpan) -> str:
+    return (span.block or span.name).split(".")[0]
+
+
+def _hue_of_list(spans: Sequence[PieceSpan]) -> dict[str, int]:
+    """Index into the hues per list of blocks, in order of first use."""
+    lists = dict.fromkeys(_list_of(span) for span in spans)
+    return {name: index % len(_HUES) for index, name in enumerate(lists)}
+
+
+def _caption(timeline: Timeline, report: Report | None) -> str:
+    """Step, stall, link: what one reads first."""
+    step_ms, busy_ms = timeline.step_ms, timeline.link_busy_ms
+    parts = [f"step {step_ms:.1f} ms"]
+    if report is not None and report.bound_ms is not None:
+        parts[0] += f" (bound {report.bound_ms:.1f})"
+    parts.append(f"stall {timeline.stall_ms:.1f} ms ({timeline.stall_ms / step_ms:.0%})")
+    if busy_ms > 0:
+        gb_per_s = timeline.streamed_bytes / busy_ms / 1e6
+        parts.append(f"link busy {min(1.0, busy_ms / step_ms):.0%}")
+        parts.append(f"{format_bytes(timeline.streamed_bytes)} at {gb_per_s:.1f} GB/s")
+    else:
+        parts.append("nothing streamed")
+    return "   |   ".join(parts)
+
+
+def _legend(timeline: Timeline, hues: Mapping[str, int], begin_ms: float) -> list[Patch]:
+    streamed = {_list_of(span) for span in timeline.spans if span.copy_ms > 0}
+    handles = [
+        Patch(color=_HUES[hue][0], label=name) for name, hue in hues.items() if name in streamed
+    ]
+    handles.append(Patch(color=_RESIDENT_GREY, label="runs from resident weights"))
+    if begin_ms < 0:
+        label = "fetched for the next step"
+        handles.append(
+            Patch(facecolor=_NEXT_STEP_GREY, edgecolor="white", hatch="////", label=label)
+        )
+    if timeline.stall_ms > 0:
+        handles.append(Patch(color=STALL_RED, label="stall: compute waits for a copy"))
+    return handles
+
+
+def plot_frontier(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
+    """Draws step time over memory, one panel per model, one mark per engine, and the frontier.
+
+    The frontier is max(resident_ms, (M_resident - M) / link): no engine that sends raw weights over
+    one link can lie below it.
+
+    Args:
+        rows: rows of `benchmarks/results/*.json` (design, section 6); those without a time are left
+            out.
+        path: the picture; its suffix chooses the format.
+    """
+    usable = [row for row in rows if row.get("step_ms") and row.get("peak_allocated_bytes")]
+    by_model: dict[str, list[Mapping[str, Any]]] = {}
+    for row in usable:
+        by_model.setdefault(str(row["model"]), []).append(row)
+    if not by_model:
+        raise ValueError("no row has step_ms and peak_allocated_bytes: nothing to draw")
+    engines = list(dict.fromkeys(str(row["engine"]) for row in usable))
+    figure = Figure(figsize=(6.2 * len(by_model), 4.8), layout="constrained")
+    for index, (model, model_rows) in enumerate(by_model.items(), start=1):
+        axes = figure.add_subplot(1, len(by_model), index)
+        top_ms = _draw_frontier(axes, model_rows)
+        for number, engine in enumerate(engines):
+            points = sorted(
+                (row["peak_allocated_bytes"] / 2**30, row["step_ms"])
+                for row in model_rows
+                if row["engine"] == engine
+            )
+            if points:
+                _draw_engine(axes, engine, number, points, top_ms)
+        axes.set_title(model, loc="left", fontweight="bold")
+        axes.set_xlabel("peak memory, GiB")
+        axes.set_ylabel("ms per step")
+        axes.set_xlim(left=0)
+        axes.set_ylim(0, top_ms)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def _draw_engine(
+    axes: Axes, engine: str, number: int, points: Sequence[Box], top_ms: float
+) -> None:
+    """One engine's points; one that is far off the scale stands at the top edge with its number."""
+    is_ours = engine == "blockswap"
+    color = _HUES[0][0] if is_ours else _HUES[1 + number % (len(_HUES) - 1)][0]
+    axes.plot(
+        [gib for gib, _ in points],
+        [min(step_ms, 0.97 * top_ms) for _, step_ms in points],
+        marker="o" if is_ours else _MARKERS[number % len(_MARKERS)],
+        markersize=7 if is_ours else 6,
+        linewidth=1.8 if is_ours else 0,
+        color=color,
+        label=engine,
+        zorder=3 if is_ours else 2,
+    )
+    for gib, step_ms in points:
+        if step_ms > top_ms:
+            text = f"   {step_ms:.0f} ms ↑"
+            axes.text(gib, 0.97 * top_ms, text, color=color, fontsize=9, va="center")
+
+
+def _draw_frontier(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> float:
+    """The floor, from the resident run and the link of the same process; returns the scale's top.
+
+    The scale shows the floor and us; an engine several times slower does not flatten the picture.
+    """
+    ours_ms = [float(row["step_ms"]) for row in rows if row["engine"] == "blockswap"]
+    keys = ("resident_ms", "resident_peak_allocated_bytes", "link_gb_per_s")
+    row = next((row for row in rows if all(row.get(key) for key in keys)), None)
+    if row is None:
+        return 1.15 * max(float(row["step_ms"]) for row in rows)
+    resident_ms, peak_bytes, gb_per_s = (float(row[key]) for key in keys)
+    full_gib, gib_per_ms = peak_bytes / 2**30, gb_per_s * 1e6 / 2**30
+    knee_gib = max(0.0, full_gib - resident_ms * gib_per_ms)
+    xs = [0.0, knee_gib, full_gib]
+    ys = [max(resident_ms, (full_gib - x) / gib_per_ms) for x in xs]
+    axes.plot(xs, ys, color="black", linewidth=1.2, linestyle="--", label="frontier", zorder=1)
+    axes.fill_between(xs, ys, color="#000000", alpha=0.05, linewidth=0, zorder=0)
+    return 1.5 * max([*ours_ms, *ys])
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(Path(path), dpi=130, facecolor="white")

@@ -1,0 +1,150 @@
+"""Refuse what cannot be attached, before anything is changed."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from blockswap.errors import ConfigError, UnsupportedError
+
+_PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
+_DENOISERS = ("transformer", "transformer_2", "unet", "controlnet", "prior")
+
+
+def require_module(model: object) -> None:
+    """Refuse what is not a model.
+
+    Raises:
+        ConfigError: not an nn.Module; for a pipeline the text says which part to pass.
+    """
+    if isinstance(model, nn.Module):
+        return
+    what = "class" if inspect.isclass(model) else "object"
+    kind = model.__name__ if inspect.isclass(model) else type(model).__name__
+    components = None if inspect.isclass(model) else getattr(model, "components", None)
+    if isinstance(components, dict):
+        parts = [name for name, part in components.items() if isinstance(part, nn.Module)]
+        parts.sort(key=lambda name: (name not in _DENOISERS, name.startswith("vae")))
+        way_out = f"pass one of its models: {', '.join(f'pipe.{name}' for name in parts)}"
+        raise ConfigError(
+            f"got the pipeline {kind}; whole pipelines are not supported yet: {way_out}"
+        )
+    raise ConfigError(
+        f"got the {what} {kind}; accepted: a torch.nn.Module, such as pipe.transformer"
+    )
+
+
+def check_attachable(model: object) -> None:
+    """Refuse a model whose weights cannot be moved, or which something else moves already.
+
+    Raises:
+        ConfigError: not a module, no parameters, offloaded by accelerate or diffusers, weights on
+            the meta device, not yet shaped, or on several devices.
+        UnsupportedError: quantised or other tensor subclasses, layerwise casting.
+    """
+    require_module(model)
+    assert isinstance(model, nn.Module)
+    _refuse_accelerate(model)
+    _refuse_diffusers_hooks(model)
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise ConfigError(
+            f"{type(model).__name__} holds no parameters, so there is nothing to swap"
+        )
+    _refuse_meta(parameters)
+    _refuse_several_devices(parameters)
+    _refuse_subclasses(model)
+
+
+def _refuse_accelerate(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        for hook in _accelerate_hooks(getattr(module, "_hf_hook", None)):
+            moves = type(hook).__name__ == "CpuOffload" or bool(getattr(hook, "offload", False))
+            if moves:
+                where = f"module {name!r}" if name else "the model"
+                raise ConfigError(
+                    f"accelerate offloads {where} ({type(hook).__name__}): two owners of one weight"
+                    " give wrong values. Call pipe.remove_all_hooks(), or"
+                    " accelerate.hooks.remove_hook_from_module(model, recurse=True), first"
+                )
+    device_map = getattr(model, "hf_device_map", None)
+    if isinstance(device_map, dict) and len(places := {str(d) for d in device_map.values()}) > 1:
+        raise ConfigError(
+            f"the model was loaded with a device_map over {', '.join(sorted(places))}:"
+            " load it without device_map; blockswap places the weights itself"
+        )
+
+
+def _accelerate_hooks(hook: Any) -> Iterator[Any]:
+    if hook is not None:
+        yield hook
+        for inner in getattr(hook, "hooks", ()):  # SequentialHook
+            yield from _accelerate_hooks(inner)
+
+
+def _refuse_diffusers_hooks(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", None)
+        if not isinstance(hooks, dict):
+            continue
+        where = f"module {name!r}" if name else "the model"
+        for hook_name, hook in hooks.items():
+            if type(hook).__module__.partition(".")[0] == "blockswap":
+                continue  # our own shim goes by diffusers' name
+            if "group_offloading" in hook_name:
+                raise ConfigError(
+                    f"diffusers group offloading is enabled on {where} and cannot be switched off"
+                    " cleanly: load the model again without enable_group_offload"
+                )
+            if hook_name == "layerwise_casting":
+                raise UnsupportedError(
+                    f"layerwise casting on {where} is not supported yet: it replaces the weights"
+                    " around each forward; load the model again without enable_layerwise_casting"
+                )
+
+
+def _refuse_meta(parameters: dict[str, nn.Parameter]) -> None:
+    lazy = [n for n, p in parameters.items() if isinstance(p, nn.UninitializedParameter)]
+    if lazy:
+        raise ConfigError(
+            f"{len(lazy)} parameters have no shape yet, the first is {lazy[0]!r}: run the model"
+            " once, then attach"
+        )
+    meta = [n for n, p in parameters.items() if p.is_meta]
+    if meta:
+        raise ConfigError(
+            f"{len(meta)} of {len(parameters)} parameters are on the meta device and hold no"
+            f" values, the first is {meta[0]!r}: load the weights before attaching"
+        )
+
+
+def _refuse_several_devices(parameters: dict[str, nn.Parameter]) -> None:
+    counts = Counter(str(p.device) for p in parameters.values())
+    if len(counts) > 1:
+        places = ", ".join(f"{count} on {device}" for device, count in counts.items())
+        minority = min(counts, key=counts.__getitem__)
+        first = next(n for n, p in parameters.items() if str(p.device) == minority)
+        raise ConfigError(
+            f"the parameters lie on several devices: {places} (such as {first!r}):"
+            ' move them together first, for example model.to("cpu")'
+        )
+
+
+def _refuse_subclasses(model: nn.Module) -> None:
+    tensors: list[tuple[str, torch.Tensor]] = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
+        if type(tensor) not in _PLAIN_TENSORS:
+            kind = f"{type(tensor).__name__} ({type(tensor).__module__})"
+        elif tensor.is_quantized or tensor.layout is not torch.strided:
+            kind = f"a tensor of layout {tensor.layout}, dtype {tensor.dtype}"
+        else:
+            continue
+        raise UnsupportedError(
+            f"{name!r} is {kind}: quantised weights and other tensor subclasses are not supported"
+            " yet; load the model with ordinary weights, such as torch_dtype=torch.bfloat16"
+        )

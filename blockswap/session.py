@@ -1,0 +1,268 @@
+"""A session: one model, streamed. Opens and closes forwards; everything else it hands on."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+from blockswap.binding import Gate, Unit
+from blockswap.blocks import Block
+from blockswap.config import SwapConfig
+from blockswap.errors import BlockswapError, UseError
+from blockswap.hooks import Hooks
+from blockswap.learning import shape_key
+from blockswap.model_state import ModelState
+from blockswap.report import Report, Timeline
+from blockswap.steward import Steward
+
+
+class Session:
+    """One attached model. Made by `blockswap.attach`.
+
+    A forward of the model, or of one of its blocks alone, opens the session's gate: parameters are
+    bound to the device and pieces stream; at its end they read as their host images again. One
+    forward at a time; a second thread is refused.
+
+    Attributes:
+        model: the model.
+        config: what was asked for.
+    """
+
+    def __init__(self, model: nn.Module, config: SwapConfig, blocks: list[Block]) -> None:
+        self.model = model
+        self.config = config
+        self.gate = Gate()
+        self._blocks = blocks
+        self._inside = threading.Lock()
+        self._owner = 0
+        self._autocast_cached = False
+        self._hooks: Hooks | None = None
+        self._state = ModelState(model, config, blocks, self.gate)
+        self._steward = Steward(self._state)
+        self.gate.read_outside = weakref.WeakMethod(self.fetch_whole)
+        self._start()
+
+    # What users call -----------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """Return "learning", "ready", "paused" or "detached"."""
+        if self._hooks is None:
+            return "detached" if self._state.is_detached else "paused"
+        return "ready" if self._steward.is_ready else "learning"
+
+    def report(self) -> Report:
+        """Return what happened up to the last step; waits for that step."""
+        return self._steward.report(self.state)
+
+    def timeline(self) -> Timeline | None:
+        """Return when each piece of the last step was copied and run; waits for that step.
+
+        None before the first step, and when nothing streams.
+        """
+        return self._steward.timeline()
+
+    def pause(self) -> None:
+        """Give ordinary weights back until `resume`; the device's memory is free meanwhile.
+
+        Raises:
+            UseError: a forward runs.
+        """
+        self._stop(detach=False)
+
+    def resume(self) -> None:
+        """Stream again after `pause`.
+
+        Raises:
+            UseError: the session is detached.
+        """
+        if self._hooks is None:
+            if self._state.is_detached:
+                raise UseError("this session is detached: call blockswap.attach again")
+            self._start()
+
+    def detach(self) -> None:
+        """Restore the model: its weights where they were, no hook, no trace. Safe to call twice.
+
+        Raises:
+            UseError: a forward runs.
+        """
+        self._stop(detach=True)
+
+    def refresh(self) -> None:
+        """Make the next forward use weights that were changed through references taken earlier.
+
+        Changes through the model itself are noticed; what bypasses it (a tensor got from
+        ``state_dict()`` or ``p.data`` before the last forward) is not.
+        """
+        self.gate.touched.update(self._state.units.values())
+
+    def trim(self) -> int:
+        """Give PyTorch's unused cached device memory back; the bytes given back."""
+        return self._state.memory.give_back()
+
+    # What the hooks call -------------------------------------------------------------------------
+
+    @property
+    def token(self) -> torch.Tensor:
+        """Return the tensor that keeps the ops in order."""
+        return self._state.token
+
+    @property
+    def units(self) -> dict[nn.Module, Unit]:
+        """Return the units by the module whose hooks announce them."""
+        return self._state.unit_of
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Open the gate; inside an open one, do nothing.
+
+        Raises:
+            UseError: another thread is inside, or autograd would need the weights later.
+        """
+        if self.gate.is_open and self._owner == threading.get_ident():
+            if self.gate.root is not module:
+                return
+            self.abort()  # it was interrupted: nothing told us
+        if not self._inside.acquire(blocking=False):
+            raise UseError(
+                f"two forwards of {type(self.model).__name__} at once: a session streams for one"
+                " caller at a time; wait for the other thread, or attach a second copy"
+            )
+        try:
+            self._refuse_grad(args, kwargs)
+            whole = module is self.model
+            with torch.inference_mode(mode=False), torch.no_grad():
+                if self._state.is_restructured() or not self._state.reconcile():
+                    self._rebuild()
+                self._steward.before_step(shape_key(args, kwargs) if whole else None)
+            self._owner = threading.get_ident()
+            self.gate.root, self.gate.live, self.gate.running = module, -1, None
+            self._state.begin_step()
+        except BaseException:
+            self._inside.release()
+            raise
+        self._stop_autocast_cache()
+        self.gate.is_open = True
+
+    def leave(self, module: nn.Module) -> None:
+        """Close the gate if ``module`` opened it.
+
+        Raises:
+            UseError: the forward changed a weight.
+        """
+        if self.gate.root is not module or self._owner != threading.get_ident():
+            return
+        edited = self._close()
+        self._steward.after_step(completed=sys.exc_info()[0] is None)
+        if edited:
+            raise UseError(
+                f"{', '.join(edited[:3])} changed during a forward; such a change would be lost:"
+                " edit weights between forwards, or call session.pause() first"
+            )
+
+    def abort(self) -> None:
+        """Close the gate after an interruption; the next forward starts clean."""
+        if self.gate.is_open:
+            self._close()
+
+    def fetch_whole(self, unit: Unit) -> None:
+        """Copy a unit's weights to the device for the rest of this forward."""
+        self._state.divert(unit)
+
+    def log_run(self, unit: Unit) -> None:
+        """Note the order in which pieces begin to run."""
+        self._steward.runs.append(unit.index)
+
+    # ---------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._state.take()
+        try:
+            self._steward.start()
+            self._hooks = Hooks(self, self.model, [block.module for block in self._blocks])
+        except BaseException:
+            self._stop(detach=True)
+            raise
+
+    def _stop(self, detach: bool) -> None:
+        if not self._inside.acquire(blocking=False):
+            raise UseError("a forward runs: pause or detach between forwards")
+        try:
+            if self._hooks is not None:
+                with torch.inference_mode(mode=False), torch.no_grad():
+                    self._state.reconcile()
+                self._hooks.remove()
+                self._hooks = None
+            self._steward.stop()
+            self._state.give_back(detach)
+        finally:
+            self._inside.release()
+
+    def _close(self) -> list[str]:
+        self.gate.is_open = False
+        self.gate.running = None
+        self.gate.root = None
+        try:
+            edited = self._state.end_step()
+        finally:
+            if self._autocast_cached:
+                torch.set_autocast_cache_enabled(True)
+                self._autocast_cached = False
+            self._owner = 0
+            self._inside.release()
+        return edited
+
+    def _refuse_grad(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.is_grad_enabled():
+            return
+        inputs = (*args, *kwargs.values())
+        if self._state.requires_grad() or any(
+            isinstance(value, torch.Tensor) and value.requires_grad for value in inputs
+        ):
+            raise UseError(
+                f"{type(self.model).__name__} runs with grad mode on and tensors that require grad;"
+                " streamed weights are gone when backward would read them: use torch.no_grad() or"
+                " torch.inference_mode(), or model.requires_grad_(False)"
+            )
+
+    def _rebuild(self) -> None:
+        """Take the model in anew: modules or parameters came, went or changed shape (LoRA)."""
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._hooks = None
+        self._steward.stop()
+        self._state.give_back(detach=False)
+        self._start()
+
+    def _stop_autocast_cache(self) -> None:
+        # The cache would keep a cast copy of every weight on the device until autocast ends.
+        if torch.is_autocast_enabled(self.token.device.type) and torch.is_autocast_cache_enabled():
+            torch.set_autocast_cache_enabled(False)
+            self._autocast_cached = True
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def __deepcopy__(self, memo: object) -> Any:
+        raise UseError("a session cannot be copied: call session.pause() before copying the model")
+
+    def __repr__(self) -> str:
+        return f"<blockswap.Session {type(self.model).__name__} {self.state}>"
+
+
+def session_of(model: nn.Module) -> Session | None:
+    """Return the model's session, attached or paused."""
+    found = model.__dict__.get("_blockswap_session")
+    if found is not None and not isinstance(found, Session):
+        raise BlockswapError(
+            "model._blockswap_session is not a session: another tool uses the name"
+        )
+    return found if found is not None and found.state != "detached" else None

@@ -1,0 +1,255 @@
+"""Decides when a session learns and when it plans; performs it through the model's state."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable
+
+from blockswap import _C
+from blockswap.errors import CapError
+from blockswap.learning import (
+    RELEARN_AFTER,
+    SETTLING_STEPS,
+    TIMED_STEPS,
+    Learned,
+    Stage,
+    refine,
+    take_times,
+    traced_order,
+)
+from blockswap.model_state import ModelState
+from blockswap.report import Report, Timeline
+from blockswap.request import MARGIN_BYTES, Requests
+from blockswap.sizes import format_bytes
+from blockswap.telling import make_report, make_timeline
+
+logger = logging.getLogger("blockswap")
+
+LINK_PROBE_BYTES = 64 * 2**20
+LINK_PROBE_REPEATS = 20
+MAX_RELEARNED = 2
+WORTH_INSTALLING = 0.995  # a refined plan replaces the running one when it is this much shorter
+
+
+class Steward:
+    """Keeps what was learned per input shape; installs plans.
+
+    Attributes:
+        runs: leaf numbers of the pieces that began to run in this step, in order.
+        plan, request, order: what is installed.
+    """
+
+    def __init__(self, state: ModelState) -> None:
+        self.state = state
+        self.runs: list[int] = []
+        self.link_bytes_per_s = 0.0
+        self.notes: list[str] = []
+        self.steps = 0
+        self.mispredicted = 0
+        self.refetched = 0
+        self._learned: dict[Hashable, Learned] = {}
+        self._key: Hashable = None
+        self._completed = False
+
+    @property
+    def learned(self) -> Learned:
+        """Return what is known about the current input shape."""
+        return self._learned.get(self._key) or Learned()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the current input shape's plan is settled."""
+        return self.learned.stage is Stage.READY
+
+    def start(self) -> None:
+        """Measure the link and stream everything, in declared order, until more is known."""
+        state = self.state
+        self._learned.clear()
+        self._key = None
+        self.notes.clear()
+        self._requests = Requests(
+            state.leaves, state.config, state.priorities, state.host.image_bytes, state.host.follows
+        )
+        self._room: int | None = None
+        self._cap = state.config.vram_bytes
+        if self._cap is None:
+            self._available = state.memory.available_bytes()
+        if self._cap is not None:
+            self._room = max(0, self._cap - state.memory.allocated_bytes())
+        self._measure_link()
+        pageable = state.host.arena.bytes - state.host.arena.pinned_bytes
+        if pageable:
+            self.notes.append(
+                f"{format_bytes(pageable)} of the weights could not be pinned (locked-memory"
+                " limit): their copies are slow; raise `ulimit -l` or the container's limit"
+            )
+            logger.warning(self.notes[-1])
+        self._stream([leaf.index for leaf in state.leaves.streamable])
+
+    def stop(self) -> None:
+        """Forget what is installed; what was learned holds only for it."""
+        self._learned.clear()
+        self._key = None
+
+    def _measure_link(self) -> None:
+        arena = self.state.host.arena
+        num_bytes = min(LINK_PROBE_BYTES, arena.bytes)
+        target = self.state.pool.reserve(num_bytes)
+        repeats = LINK_PROBE_REPEATS if self.state.device.type == "cuda" else 2
+        engine = self.state.engine
+        self.link_bytes_per_s = engine.measure_link(arena.address, target, num_bytes, repeats)
+        self.measured_link_bytes_per_s = self.link_bytes_per_s
+        throttle = self.state.config.throttle_gb_per_s
+        if throttle is not None:
+            self.link_bytes_per_s = min(throttle * 1e9, self.link_bytes_per_s)
+            engine.throttle(self.link_bytes_per_s, self.measured_link_bytes_per_s)
+
+    # Steps ---------------------------------------------------------------------------------------
+
+    def before_step(self, key: Hashable) -> None:
+        """Go on learning, or switch to the plan of another input shape.
+
+        Args:
+            key: the input shape; None for a block that is called alone: nothing is learned.
+
+        Raises:
+            CapError: the cap cannot hold this shape's activations.
+        """
+        if key is None:
+            return
+        if key != self._key:
+            self._switch(key)
+        elif self._completed:
+            self._advance(self.learned)
+        self._completed = False
+        self.runs = []
+        if not self.is_ready:
+            self.state.memory.reset_peak()
+
+    def after_step(self, completed: bool) -> None:
+        """Note the end of a step; one that failed teaches nothing."""
+        self._completed = completed
+        self.steps += 1
+        if completed and self._key is not None and not self.is_ready:
+            pool = self.state.pool.bytes if self.state.memory.counts_pool else 0
+            peak = self.state.memory.peak_bytes() - pool
+            self.learned.torch_peak_bytes = max(self.learned.torch_peak_bytes, peak)
+
+    def _switch(self, key: Hashable) -> None:
+        known = self.learned.order
+        self._key = key
+        learned = self._learned.setdefault(key, Learned())
+        if learned.plan is not None and learned.request is not None:
+            self._install(learned.plan, learned.request, learned.order)
+        elif known:
+            self._stream(known)
+
+    def _advance(self, learned: Learned) -> None:
+        if learned.stage is Stage.READY:
+            self._watch_order(learned)
+            return
+        learned.steps += 1
+        if learned.stage is Stage.TRACE:
+            learned.order = traced_order(self.runs) or self.order
+            self.state.engine.stop()
+            self.state.host.arrange(learned.order)
+            self._stream(learned.order)
+            learned.enter(Stage.TIME)
+        elif learned.stage is Stage.TIME:
+            take_times(learned, self.state.engine.step_times(), self._members())
+            if learned.steps >= TIMED_STEPS:
+                plan, request = self._make_plan(learned)
+                self._install(plan, request, learned.order)
+                learned.plan, learned.request = plan, request
+                learned.enter(Stage.SETTLE)
+        elif learned.steps >= SETTLING_STEPS:
+            self._settle(learned)
+            learned.enter(Stage.READY)
+
+    def _settle(self, learned: Learned) -> None:
+        """Plan once more with the times of a real step; prefer the plan that runs."""
+        refine(learned, self.state.engine.step_times(), self._members())
+        plan, request = self._make_plan(learned)
+        running = self.plan
+        pieces = running.pieces
+        for piece in pieces:
+            leaves = learned.order[piece.first_leaf : piece.end_leaf]
+            piece.seconds = sum(learned.seconds.get(leaf, 0.0) for leaf in leaves)
+        running.pieces = pieces
+        running.compute_seconds = plan.compute_seconds
+        running.predicted_seconds = _C.simulate(running, request).step_seconds
+        if plan.predicted_seconds < WORTH_INSTALLING * running.predicted_seconds:
+            self._install(plan, request, learned.order)
+        learned.plan, learned.request = self.plan, request
+
+    def _watch_order(self, learned: Learned) -> None:
+        """Learn anew when steps keep running otherwise than planned."""
+        now = self.state.engine.counters.mispredicted
+        learned.disordered_steps = learned.disordered_steps + 1 if now > self._seen else 0
+        self._seen = now
+        if learned.disordered_steps >= RELEARN_AFTER and learned.relearned < MAX_RELEARNED:
+            logger.info("pieces run in another order than planned: learning it anew")
+            learned.relearned += 1
+            learned.disordered_steps = 0
+            learned.seconds.clear()
+            learned.enter(Stage.TRACE)
+            self._stream(learned.order)
+
+    # Plans ---------------------------------------------------------------------------------------
+
+    def _members(self) -> list[list[int]]:
+        """Return the leaves of each installed piece."""
+        return [self.order[p.first_leaf : p.end_leaf] for p in self.plan.pieces]
+
+    def _stream(self, order: list[int]) -> None:
+        plan, request = self._requests.streaming(order, self._room)
+        self._install(plan, request, order)
+
+    def _make_plan(self, learned: Learned) -> tuple[_C.Plan, _C.PlanRequest]:
+        budget = self._budget(learned)
+        pinned = {u.index for u in self.state.units.values() if u.is_read_outside}
+        for unit in self.state.units.values():
+            note = f"{unit.name} stays on the device: its weights are read outside its own call"
+            if unit.is_read_outside and note not in self.notes:
+                self.notes.append(note)
+        try:
+            return self._requests.planned(learned, self.link_bytes_per_s, budget, pinned)
+        except CapError:
+            if not pinned:
+                raise
+            return self._requests.planned(learned, self.link_bytes_per_s, budget, set())
+
+    def _budget(self, learned: Learned) -> int | None:
+        """Return what the cap leaves for residents and ring."""
+        cap = self._cap if self._cap is not None else self._available
+        if cap is None:
+            return None
+        taken = learned.torch_peak_bytes + self.state.small_bytes + MARGIN_BYTES
+        smallest = self._requests.largest_bytes
+        if cap - taken < smallest and self._cap is not None:
+            raise CapError(
+                f"the cap is {format_bytes(cap)}, but activations and weights outside the blocks"
+                f" take {format_bytes(learned.torch_peak_bytes)} for this input, small parameters"
+                f" {format_bytes(self.state.small_bytes)}, and the smallest ring"
+                f" {format_bytes(smallest)}: raise vram to {format_bytes(taken + smallest)} or"
+                " make the input smaller"
+            )
+        return max(cap - taken, smallest)
+
+    def _install(self, plan: _C.Plan, request: _C.PlanRequest, order: list[int]) -> None:
+        counters = self.state.engine.counters
+        self.mispredicted += counters.mispredicted
+        self.refetched += counters.refetched
+        self._seen = 0
+        self.plan, self.request, self.order = plan, request, list(order)
+        self.state.place(plan, request, self.order)
+
+    # Telling -------------------------------------------------------------------------------------
+
+    def timeline(self) -> Timeline | None:
+        """Return the last step's timeline."""
+        return make_timeline(self) if self.state.is_taken else None
+
+    def report(self, state: str) -> Report:
+        """Return what happened so far."""
+        return make_report(self, state)

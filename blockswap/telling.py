@@ -1,0 +1,124 @@
+"""From a session's state to its report and timeline."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from blockswap import _C
+from blockswap.report import BlockStall, PieceSpan, Report, State, Timeline
+
+if TYPE_CHECKING:
+    from blockswap.steward import Steward
+
+
+def make_timeline(steward: Steward) -> Timeline | None:
+    """Return the last complete step's timeline; None when nothing streamed or ran."""
+    times = steward.state.engine.step_times()
+    pieces = steward.plan.pieces
+    leaves, blocks = steward.request.leaves, steward.request.blocks
+    spans = []
+    for span in times.pieces:
+        first = leaves[pieces[span.piece].first_leaf]
+        moments = [span.copy_begin, span.copy_end, span.wait_begin, span.wait_end, span.run_end]
+        if any(math.isnan(moment) for moment in moments):
+            continue
+        spans.append(
+            PieceSpan(
+                span.piece,
+                first.name,
+                blocks[first.block].name,
+                pieces[span.piece].bytes,
+                *(1e3 * moment for moment in moments),
+            )
+        )
+    if not spans or math.isnan(times.step_seconds):
+        return None
+    return Timeline(1e3 * times.step_seconds, tuple(spans))
+
+
+def make_report(steward: Steward, session_state: State) -> Report:
+    """Return what happened up to the last step."""
+    state = steward.state
+    weight_bytes = sum(p.nbytes for p in state.model.parameters())
+    if not state.is_taken:
+        return Report(
+            model=type(state.model).__name__,
+            device=str(state.device),
+            state=session_state,
+            steps=steward.steps,
+            cap_bytes=state.config.vram_bytes,
+            weight_bytes=weight_bytes,
+            leaf_bytes=0,
+            resident_bytes=0,
+            ring_bytes=0,
+            fixed_bytes=0,
+            activation_bytes=None,
+            host_bytes=0,
+            pinned_bytes=0,
+            streamed_bytes=0,
+            copies_per_step=0,
+            link_gb_per_s=None,
+        )
+    plan, counters = steward.plan, state.engine.counters
+    timeline = make_timeline(steward)
+    step_seconds = state.engine.step_times().step_seconds
+    learned = steward.learned
+    ready = session_state == "ready"
+    streamed = [piece for piece in plan.pieces if not piece.resident]
+    busy_ms = timeline.link_busy_ms if timeline else 0.0
+    stall_ms = timeline.stall_ms if timeline else 0.0
+    return Report(
+        model=type(state.model).__name__,
+        device=str(state.device),
+        state=session_state,
+        steps=steward.steps,
+        cap_bytes=state.config.vram_bytes,
+        weight_bytes=weight_bytes,
+        leaf_bytes=state.leaves.block_bytes,
+        resident_bytes=plan.resident_bytes + state.small_bytes,
+        ring_bytes=plan.ring_bytes if streamed else 0,
+        fixed_bytes=state.fixed.bytes,
+        activation_bytes=learned.torch_peak_bytes or None,
+        host_bytes=state.host.arena.bytes,
+        pinned_bytes=state.host.arena.pinned_bytes,
+        peak_device_bytes=state.memory.peak_bytes() + state.pool.peak_bytes,
+        streamed_bytes=plan.streamed_bytes,
+        copies_per_step=len(streamed),
+        link_gb_per_s=_measured_link(timeline) or steward.link_bytes_per_s / 1e9,
+        throttle_gb_per_s=state.config.throttle_gb_per_s,
+        step_ms=1e3 * step_seconds if step_seconds > 0 else None,
+        stall_ms=stall_ms if step_seconds > 0 else None,
+        predicted_ms=1e3 * plan.predicted_seconds if ready else None,
+        bound_ms=1e3 * plan.bound_seconds if ready else None,
+        overlap=max(0.0, 1 - stall_ms / busy_ms) if busy_ms > 0 else None,
+        mispredicted=steward.mispredicted + counters.mispredicted,
+        refetched=steward.refetched + counters.refetched,
+        num_pieces=len(plan.pieces),
+        num_resident_pieces=len(plan.pieces) - len(streamed),
+        stalls=_stalls(timeline),
+        notes=tuple(steward.notes),
+        explain=_C.explain(plan, steward.request) if ready else "",
+    )
+
+
+def _measured_link(timeline: Timeline | None) -> float | None:
+    """Return the last step's copies' own speed in GB/s; None when nothing was copied."""
+    if timeline is None or timeline.link_busy_ms <= 0:
+        return None
+    return timeline.streamed_bytes / timeline.link_busy_ms / 1e6
+
+
+def _stalls(timeline: Timeline | None) -> tuple[BlockStall, ...]:
+    spans: dict[str, list[PieceSpan]] = defaultdict(list)
+    for span in timeline.spans if timeline else ():
+        spans[span.block].append(span)
+    rows = []
+    for block, of_block in spans.items():
+        num_bytes = sum(span.bytes for span in of_block)
+        copy_ms = sum(span.copy_ms for span in of_block)
+        stall_ms = sum(span.stall_ms for span in of_block)
+        speed = num_bytes / copy_ms / 1e6 if copy_ms > 0 else 0.0
+        rows.append(BlockStall(block, stall_ms, num_bytes, speed))
+    return tuple(rows)

@@ -1,0 +1,199 @@
+#include "binding.h"
+
+#include <ATen/ops/from_blob.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
+
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+
+#include "error.h"
+
+namespace blockswap {
+namespace {
+
+std::unordered_map<const c10::StorageImpl*, Binding*>& bindings_by_token() {
+  static auto* all = new std::unordered_map<const c10::StorageImpl*, Binding*>;  // outlives exit
+  return *all;
+}
+
+// copy_tensor_metadata is what `.data =` uses; shallow_copy_from would refuse a change of backend
+// that it does not know (PrivateUse1).
+struct MetadataCopy : c10::TensorImpl {
+  static void run(const c10::TensorImpl* source, c10::TensorImpl* target) {
+    copy_tensor_metadata(source, target, target->version_counter(),
+                         target->allow_tensor_metadata_change());
+  }
+};
+
+}  // namespace
+
+// A tensor of its own exact-size Storage.
+at::Tensor Binding::tensor_over(void* address, const at::Tensor& like, const c10::Device& device,
+                       std::function<void(void*)> deleter) {
+  c10::InferenceMode normal(false);  // inference tensors could never be bound outside of it
+  return at::from_blob(address, like.sizes(), like.strides(), std::move(deleter),
+                       like.options().device(device).requires_grad(false), device);
+}
+
+Binding::Binding(at::Tensor token, std::shared_ptr<Engine> engine)
+    : token_(std::move(token)), engine_(std::move(engine)) {
+  bindings_by_token()[token_.storage().unsafeGetStorageImpl()] = this;
+}
+
+Binding::~Binding() {
+  bindings_by_token().erase(token_.storage().unsafeGetStorageImpl());
+  for (Entry& entry : entries_) {
+    Py_DECREF(entry.parameters);
+    Py_DECREF(entry.name);
+    Py_DECREF(entry.object);
+  }
+  for (Watched& watched : watched_) {
+    Py_DECREF(watched.dict);
+  }
+}
+
+void Binding::assign(const at::Tensor& parameter, const at::Tensor& data) {
+  MetadataCopy::run(data.unsafeGetTensorImpl(), parameter.unsafeGetTensorImpl());
+}
+
+int64_t Binding::add(PyObject* parameters, const std::string& name, PyObject* object,
+                     const at::Tensor& tensor, int32_t leaf) {
+  LeafPlace& place = leaf_place(leaf);
+  Entry entry;
+  entry.parameters = Py_NewRef(parameters);
+  entry.name = PyUnicode_InternFromString(name.c_str());
+  entry.object = Py_NewRef(object);
+  entry.tensor = tensor;
+  entry.leaf = leaf;
+  entry.bytes = static_cast<int64_t>(tensor.nbytes());
+  entry.image_offset = place.layout.place(entry.bytes);
+  const auto index = static_cast<int64_t>(entries_.size());
+  entries_.push_back(std::move(entry));
+  place.entries.push_back(index);
+  return index;
+}
+
+void Binding::replace(int64_t index, PyObject* object, const at::Tensor& tensor) {
+  Entry& entry = entries_.at(static_cast<size_t>(index));
+  Py_SETREF(entry.object, Py_NewRef(object));
+  entry.tensor = tensor;
+  entry.adopted = false;
+  adopt(index);
+}
+
+int64_t Binding::leaf_bytes(int32_t leaf) const {
+  return leaves_.at(static_cast<size_t>(leaf)).layout.bytes();
+}
+
+Binding* Binding::find(const at::Tensor& token) {
+  const auto& all = bindings_by_token();
+  const auto found = all.find(token.storage().unsafeGetStorageImpl());
+  return found == all.end() ? nullptr : found->second;
+}
+
+Binding::LeafPlace& Binding::leaf_place(int32_t leaf) {
+  if (leaf < 0) {
+    throw UseError("leaf " + std::to_string(leaf) + " does not exist");
+  }
+  if (static_cast<size_t>(leaf) >= leaves_.size()) {
+    leaves_.resize(static_cast<size_t>(leaf) + 1);
+  }
+  return leaves_[static_cast<size_t>(leaf)];
+}
+
+void Binding::place_host(int32_t leaf, const std::shared_ptr<HostArena>& arena, int64_t offset) {
+  LeafPlace& place = leaf_place(leaf);
+  place.arena_offset = offset;
+  for (const int64_t index : place.entries) {
+    Entry& entry = entries_[static_cast<size_t>(index)];
+    const int64_t begin = offset + entry.image_offset;
+    const int64_t bytes = entry.bytes;
+    // After retire() the pages go back to the system when the last tensor over them dies; before,
+    // another image may have been laid over them.
+    entry.host = tensor_over(arena->data() + begin, entry.tensor, c10::kCPU,
+                             [arena, begin, bytes, retired = retired_](void*) {
+                               if (retired->load()) {
+                                 arena->release(begin, bytes);
+                               }
+                             });
+    if (entry.adopted) {
+      assign(entry.tensor, entry.host);
+    }
+  }
+}
+
+bool Binding::fill(HostArena& arena, int num_threads, const HostArena::Progress& progress,
+                   const PinCalls& pin) {
+  std::vector<const LeafPlace*> order;
+  for (const LeafPlace& place : leaves_) {
+    order.push_back(&place);
+  }
+  std::sort(order.begin(), order.end(), [](const LeafPlace* a, const LeafPlace* b) {
+    return a->arena_offset < b->arena_offset;
+  });
+  std::vector<HostArena::Copy> copies;
+  for (const LeafPlace* place : order) {
+    for (const int64_t index : place->entries) {
+      Entry& entry = entries_[static_cast<size_t>(index)];
+      if (entry.adopted || !entry.tensor.device().is_cpu()) {
+        continue;
+      }
+      copies.push_back({entry.tensor.const_data_ptr(), place->arena_offset + entry.image_offset,
+                        entry.bytes, [&entry] {
+                          assign(entry.tensor, entry.host);  // drops the original's memory
+                          entry.adopted = true;
+                        }});
+    }
+  }
+  return arena.fill(copies, num_threads, progress, pin);
+}
+
+void Binding::adopt(int64_t index) {
+  Entry& entry = entries_.at(static_cast<size_t>(index));
+  if (!entry.adopted) {
+    c10::NoGradGuard no_grad;
+    entry.host.copy_(entry.tensor.detach());
+    assign(entry.tensor, entry.host);
+    entry.adopted = true;
+  }
+}
+
+bool Binding::is_adopted(int64_t index) const {
+  return entries_.at(static_cast<size_t>(index)).adopted;
+}
+
+bool Binding::is_movable(int32_t leaf) const {
+  const LeafPlace& place = leaves_.at(static_cast<size_t>(leaf));
+  return std::all_of(place.entries.begin(), place.entries.end(), [&](int64_t index) {
+    const Entry& entry = entries_[static_cast<size_t>(index)];
+    return entry.host.storage().use_count() == 2;  // `host` itself and the parameter
+  });
+}
+
+void Binding::rearrange(const std::shared_ptr<HostArena>& arena,
+                        const std::vector<std::pair<int32_t, int64_t>>& offsets) {
+  int64_t total = 0;
+  for (const auto& [leaf, offset] : offsets) {
+    total += leaf_bytes(leaf);
+  }
+  std::vector<char> scratch(static_cast<size_t>(total));
+  char* cursor = scratch.data();
+  for (const auto& [leaf, offset] : offsets) {
+    const auto bytes = static_cast<size_t>(leaf_bytes(leaf));
+    std::memcpy(cursor, arena->data() + leaf_place(leaf).arena_offset, bytes);
+    cursor += bytes;
+  }
+  cursor = scratch.data();
+  for (const auto& [leaf, offset] : offsets) {
+    const auto bytes = static_cast<size_t>(leaf_bytes(leaf));
+    std::memcpy(arena->data() + offset, cursor, bytes);
+    cursor += bytes;
+  }
+  for (const auto& [leaf, offset] : offsets) {
+    place_host(leaf, arena, offset);
+  }
+}
+
+}  // namespace blockswap

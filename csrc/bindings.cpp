@@ -1,0 +1,245 @@
+// Python's face of the engine: unpacks and calls, decides nothing.
+
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "binding.h"
+#include "bindings.h"
+#include "device/pool.h"
+#include "engine.h"
+#include "error.h"
+
+namespace py = pybind11;
+using namespace blockswap;
+
+namespace {
+
+// Our exceptions become the classes of blockswap.errors, so that Python code catches one family.
+void register_errors() {
+  py::register_exception_translator([](std::exception_ptr pending) {
+    const auto raise = [](const char* name, const std::exception& error) {
+      const py::object type = py::module_::import("blockswap.errors").attr(name);
+      PyErr_SetString(type.ptr(), error.what());
+    };
+    try {
+      if (pending) {
+        std::rethrow_exception(pending);
+      }
+    } catch (const CapError& error) {
+      raise("CapError", error);
+    } catch (const ConfigError& error) {
+      raise("ConfigError", error);
+    } catch (const DeviceError& error) {
+      raise("DeviceError", error);
+    } catch (const UseError& error) {
+      raise("UseError", error);
+    }
+  });
+}
+
+std::shared_ptr<Device> make_device(const std::string& type, int index) {
+  if (type == "cpu") {
+    return make_cpu_device();
+  }
+  if (type == "cuda") {
+#ifdef BS_WITH_GPU
+    return make_gpu_device(index);
+#else
+    throw DeviceError(
+        "this build of blockswap has no GPU support: reinstall it beside a CUDA or ROCm build of "
+        "PyTorch, or pass device=\"cpu\"");
+#endif
+  }
+  return make_generic_device(type, index);
+}
+
+PinCalls pin_calls(const std::shared_ptr<Device>& device) {
+  return {[device](void* address, int64_t bytes) { return device->pin(address, bytes); },
+          [device](void* address) { device->unpin(address); }};
+}
+
+// Called on the thread that filled: takes the GIL, lets Ctrl-C through as "cancel".
+HostArena::Progress progress_of(py::object callback) {
+  auto shared = std::make_shared<py::object>(std::move(callback));
+  return [shared](int64_t bytes) {
+    py::gil_scoped_acquire gil;
+    return py::cast<bool>((*shared)(bytes));
+  };
+}
+
+void bind_memory(py::module_& m) {
+  py::class_<Device, std::shared_ptr<Device>>(m, "Device");
+  m.def("make_device", &make_device, py::arg("type"), py::arg("index"));
+
+  py::class_<Pool>(m, "Pool")
+      .def(py::init<std::shared_ptr<Device>>())
+      .def("reserve",
+           [](Pool& pool, int64_t bytes) { return reinterpret_cast<uint64_t>(pool.reserve(bytes)); },
+           py::call_guard<py::gil_scoped_release>())
+      .def("release", &Pool::release, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("bytes", &Pool::bytes)
+      .def_property_readonly("peak_bytes", &Pool::peak_bytes);
+
+  py::class_<HostArena, std::shared_ptr<HostArena>>(m, "HostArena")
+      .def(py::init<int64_t, std::vector<int64_t>>(), py::arg("bytes"),
+           py::arg("chunk_offsets") = std::vector<int64_t>{0})
+      .def_static("make_layout",
+                  [](const std::vector<int64_t>& images, int64_t chunk_bytes) {
+                    const ArenaLayout layout = HostArena::make_layout(images, chunk_bytes);
+                    return py::make_tuple(layout.image_offsets, layout.chunk_offsets, layout.bytes);
+                  },
+                  py::arg("image_bytes"), py::arg("chunk_bytes") = int64_t{1} << 30)
+      .def("pin",
+           [](HostArena& arena, const std::shared_ptr<Device>& device) {
+             return arena.pin(pin_calls(device));
+           },
+           py::call_guard<py::gil_scoped_release>())
+      .def("unpin", &HostArena::unpin, py::call_guard<py::gil_scoped_release>())
+      .def("chunk_end", &HostArena::chunk_end)
+      .def("resident_bytes", &HostArena::resident_bytes)
+      .def_property_readonly("pinned_bytes", &HostArena::pinned_bytes)
+      .def_property_readonly("bytes", &HostArena::bytes)
+      .def_property_readonly("address", [](const HostArena& arena) {
+        return reinterpret_cast<uint64_t>(arena.data());
+      });
+}
+
+void bind_engine(py::module_& m) {
+  py::class_<Counters>(m, "Counters")
+      .def_readonly("steps", &Counters::steps)
+      .def_readonly("copies", &Counters::copies)
+      .def_readonly("copied_bytes", &Counters::copied_bytes)
+      .def_readonly("mispredicted", &Counters::mispredicted)
+      .def_readonly("refetched", &Counters::refetched);
+  py::class_<PieceTimes>(m, "PieceTimes")
+      .def_readonly("piece", &PieceTimes::piece)
+      .def_readonly("copy_begin", &PieceTimes::copy_begin)
+      .def_readonly("copy_end", &PieceTimes::copy_end)
+      .def_readonly("wait_begin", &PieceTimes::wait_begin)
+      .def_readonly("wait_end", &PieceTimes::wait_end)
+      .def_readonly("run_end", &PieceTimes::run_end);
+  py::class_<StepTimes>(m, "StepTimes")
+      .def_readonly("step_seconds", &StepTimes::step_seconds)
+      .def_readonly("pieces", &StepTimes::pieces);
+
+  py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
+      .def(py::init([](const std::shared_ptr<Device>& device, int num_copy_streams, bool check) {
+             EngineOptions options;
+             options.num_copy_streams = num_copy_streams;
+             options.check = check;
+             return std::make_shared<Engine>(device, options);
+           }),
+           py::arg("device"), py::arg("num_copy_streams") = 1, py::arg("check") = false)
+      .def("throttle", &Engine::throttle, py::arg("bytes_per_second"),
+           py::arg("link_bytes_per_second"))
+      .def("load",
+           [](Engine& engine, const Plan& plan, const PlanRequest& request,
+              const std::vector<uint64_t>& images, const std::vector<uint64_t>& targets,
+              uint64_t ring) {
+             std::vector<const void*> from;
+             std::vector<void*> to;
+             for (const uint64_t address : images) {
+               from.push_back(reinterpret_cast<const void*>(address));
+             }
+             for (const uint64_t address : targets) {
+               to.push_back(reinterpret_cast<void*>(address));
+             }
+             engine.load(plan, request, std::move(from), std::move(to),
+                         reinterpret_cast<void*>(ring));
+           })
+      .def("stop", &Engine::stop, py::call_guard<py::gil_scoped_release>())
+      .def("begin_step",
+           [](Engine& engine, const at::Tensor& token) {
+             engine.begin_step(current_stream(token.device()));
+           })
+      .def("end_step",
+           [](Engine& engine, const at::Tensor& token) {
+             engine.end_step(current_stream(token.device()));
+           })
+      .def("copy_fixed",
+           [](Engine& engine, uint64_t target, uint64_t host, int64_t bytes) {
+             engine.copy_fixed(reinterpret_cast<void*>(target),
+                               reinterpret_cast<const void*>(host), bytes);
+           })
+      .def("invalidate", &Engine::invalidate)
+      .def("step_times", &Engine::step_times, py::call_guard<py::gil_scoped_release>())
+      .def("measure_link",
+           [](Engine& engine, uint64_t host, uint64_t target, int64_t bytes, int repeats) {
+             return engine.measure_link(reinterpret_cast<const void*>(host),
+                                        reinterpret_cast<void*>(target), bytes, repeats);
+           },
+           py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("counters", &Engine::counters);
+}
+
+void bind_binding(py::module_& m) {
+  m.def("set_data", [](const at::Tensor& parameter, const at::Tensor& data) {
+    Binding::assign(parameter, data.detach());
+  });
+  py::class_<Change>(m, "Change")
+      .def_readonly("index", &Change::index)
+      .def_property_readonly("kind", [](const Change& change) {
+        return static_cast<int>(change.kind);
+      });
+  py::class_<Binding>(m, "Binding")
+      .def(py::init<at::Tensor, std::shared_ptr<Engine>>())
+      .def("add",
+           [](Binding& binding, const py::dict& parameters, const std::string& name,
+              const py::object& object, int32_t leaf) {
+             return binding.add(parameters.ptr(), name, object.ptr(), py::cast<at::Tensor>(object),
+                                leaf);
+           })
+      .def("replace",
+           [](Binding& binding, int64_t index, const py::object& object) {
+             binding.replace(index, object.ptr(), py::cast<at::Tensor>(object));
+           })
+      .def("leaf_bytes", &Binding::leaf_bytes)
+      .def("place_host", &Binding::place_host)
+      .def("fill",
+           [](Binding& binding, HostArena& arena, int num_threads, py::object progress,
+              const std::shared_ptr<Device>& device) {
+             const HostArena::Progress callback = progress_of(std::move(progress));
+             const PinCalls pin = pin_calls(device);
+             py::gil_scoped_release no_gil;
+             return binding.fill(arena, num_threads, callback, pin);
+           })
+      .def("adopt", &Binding::adopt, py::call_guard<py::gil_scoped_release>())
+      .def("is_adopted", &Binding::is_adopted)
+      .def("is_movable", &Binding::is_movable)
+      .def("rearrange", &Binding::rearrange, py::call_guard<py::gil_scoped_release>())
+      .def("retire", &Binding::retire)
+      .def("place_device",
+           [](Binding& binding, int32_t leaf, uint64_t address, const at::Tensor& token,
+              int32_t piece, bool is_last) {
+             binding.place_device(leaf, address, token.device(), piece, is_last);
+           })
+      .def("bind", &Binding::bind)
+      .def("unbind", &Binding::unbind)
+      .def("divert",
+           [](Binding& binding, int64_t index, const at::Tensor& token) {
+             binding.divert(index, token.device());
+           })
+      .def("changes", &Binding::changes)
+      .def("settle", &Binding::settle)
+      .def("watch",
+           [](Binding& binding, const py::dict& dict, bool values) {
+             binding.watch(dict.ptr(), values);
+           })
+      .def("is_restructured", &Binding::is_restructured)
+      .def("requires_grad", &Binding::requires_grad)
+      .def("host", &Binding::host)
+      .def("leaf_of", &Binding::leaf_of)
+      .def_property_readonly("foreign", &Binding::foreign);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "The C++ engine of blockswap.";
+  register_errors();
+  bind_plan(m);
+  bind_memory(m);
+  bind_engine(m);
+  bind_binding(m);
+}

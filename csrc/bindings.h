@@ -1,0 +1,10 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace blockswap {
+
+// Adds the planner (Leaf, PlanRequest, Plan, make_plan, simulate, ...) to the module.
+void bind_plan(pybind11::module_& m);
+
+}  // namespace blockswap

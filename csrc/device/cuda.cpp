@@ -1,0 +1,146 @@
+// CUDA and, after hipify, HIP. Raw runtime calls only, no torch headers: nvcc and hipcc check this
+// file without a GPU build of PyTorch.
+
+#include <cuda_runtime.h>
+
+#include <cmath>
+
+#include "../error.h"
+#include "device.h"
+
+namespace blockswap {
+namespace {
+
+void check(cudaError_t status, const char* call) {
+  if (status != cudaSuccess) {
+    (void)cudaGetLastError();  // a sticky-free error must not surface in PyTorch's next call
+    throw DeviceError(std::string(call) + ": " + cudaGetErrorString(status));
+  }
+}
+
+// Restores the caller's device: PyTorch code around us relies on it.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int index) {
+    check(cudaGetDevice(&previous_), "cudaGetDevice");
+    if (previous_ != index) {
+      check(cudaSetDevice(index), "cudaSetDevice");
+    }
+    changed_ = previous_ != index;
+  }
+  ~DeviceGuard() {
+    if (changed_) {
+      (void)cudaSetDevice(previous_);
+    }
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+cudaStream_t stream_of(Device::Stream stream) { return reinterpret_cast<cudaStream_t>(stream); }
+cudaEvent_t event_of(Device::Event event) { return reinterpret_cast<cudaEvent_t>(event); }
+
+class GpuDevice final : public Device {
+ public:
+  explicit GpuDevice(int index) : index_(index) {}
+
+  void* allocate(int64_t bytes) override {
+    DeviceGuard guard(index_);
+    void* address = nullptr;
+    const cudaError_t status = cudaMalloc(&address, static_cast<size_t>(bytes));
+    if (status != cudaSuccess) {
+      (void)cudaGetLastError();
+      size_t free_bytes = 0;
+      size_t total_bytes = 0;
+      (void)cudaMemGetInfo(&free_bytes, &total_bytes);
+      throw DeviceError(
+          "GPU " + std::to_string(index_) + " has no " + format_bytes(bytes) +
+          " in one range for residents and ring (" +
+          format_bytes(static_cast<int64_t>(free_bytes)) + " of " +
+          format_bytes(static_cast<int64_t>(total_bytes)) +
+          " free): lower vram=, or free memory that other programs hold");
+    }
+    return address;
+  }
+  void deallocate(void* address) noexcept override { (void)cudaFree(address); }
+
+  Stream make_stream() override {
+    DeviceGuard guard(index_);
+    int least = 0;
+    int greatest = 0;
+    check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
+    cudaStream_t stream = nullptr;
+    check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest),
+          "cudaStreamCreateWithPriority");
+    return Stream{reinterpret_cast<uint64_t>(stream)};
+  }
+  void destroy_stream(Stream stream) noexcept override {
+    (void)cudaStreamDestroy(stream_of(stream));
+  }
+
+  Event make_event() override {
+    DeviceGuard guard(index_);
+    cudaEvent_t event = nullptr;
+    // With timing: the same events that order the streams also say where the time went.
+    check(cudaEventCreate(&event), "cudaEventCreate");
+    return Event{reinterpret_cast<uint64_t>(event)};
+  }
+  void destroy_event(Event event) noexcept override { (void)cudaEventDestroy(event_of(event)); }
+  void record(Event event, Stream stream) override {
+    check(cudaEventRecord(event_of(event), stream_of(stream)), "cudaEventRecord");
+  }
+  void wait(Stream stream, Event event) override {
+    check(cudaStreamWaitEvent(stream_of(stream), event_of(event), 0), "cudaStreamWaitEvent");
+  }
+  double seconds_between(Event begin, Event end) override {
+    float ms = 0.0F;
+    if (cudaEventElapsedTime(&ms, event_of(begin), event_of(end)) != cudaSuccess) {
+      (void)cudaGetLastError();
+      return NAN;
+    }
+    return static_cast<double>(ms) / 1e3;
+  }
+
+  void synchronize(Stream stream) override {
+    check(cudaStreamSynchronize(stream_of(stream)), "cudaStreamSynchronize");
+  }
+
+  void enqueue_copy(Stream stream, void* target, const void* host, int64_t bytes) override {
+    check(cudaMemcpyAsync(target, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
+                          stream_of(stream)),
+          "cudaMemcpyAsync");
+  }
+  void enqueue_fill(Stream stream, void* target, uint8_t value, int64_t bytes) override {
+    check(cudaMemsetAsync(target, value, static_cast<size_t>(bytes), stream_of(stream)),
+          "cudaMemsetAsync");
+  }
+
+  bool pin(void* host, int64_t bytes) override {
+    DeviceGuard guard(index_);
+    // Portable: pinned for every context, so that other GPUs copy from the same image at speed.
+    const bool ok = cudaHostRegister(host, static_cast<size_t>(bytes), cudaHostRegisterPortable) ==
+                    cudaSuccess;
+    if (!ok) {
+      (void)cudaGetLastError();
+    }
+    return ok;
+  }
+  void unpin(void* host) noexcept override {
+    if (cudaHostUnregister(host) != cudaSuccess) {
+      (void)cudaGetLastError();
+    }
+  }
+
+ private:
+  int index_;
+};
+
+}  // namespace
+
+std::shared_ptr<Device> make_gpu_device(int index) { return std::make_shared<GpuDevice>(index); }
+
+}  // namespace blockswap

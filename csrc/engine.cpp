@@ -1,0 +1,297 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "error.h"
+
+namespace blockswap {
+namespace {
+
+constexpr uint8_t kPoison = 0xFF;  // NaN as float, half and bfloat16
+
+}  // namespace
+
+Engine::Engine(std::shared_ptr<Device> device, EngineOptions options)
+    : device_(std::move(device)), options_(options) {
+  for (int32_t i = 0; i < std::max(1, options_.num_copy_streams); ++i) {
+    copy_streams_.push_back(device_->make_stream());
+  }
+  step_begin_ = device_->make_event();
+  step_end_ = device_->make_event();
+  residents_ready_ = device_->make_event();
+}
+
+Engine::~Engine() {
+  try {
+    stop();
+  } catch (const std::exception&) {
+    // The driver is gone or failing: there is nothing left to wait for.
+  }
+  device_->destroy_event(step_begin_);
+  device_->destroy_event(step_end_);
+  device_->destroy_event(residents_ready_);
+  for (const Device::Stream stream : copy_streams_) {
+    device_->destroy_stream(stream);
+  }
+}
+
+void Engine::make_track(Track& track) {
+  for (Copy& copy : track.copies) {
+    copy.begin = device_->make_event();
+    copy.end = device_->make_event();
+  }
+  track.wait_begin = device_->make_event();
+  track.wait_end = device_->make_event();
+  track.done = device_->make_event();
+}
+
+void Engine::destroy_events() {
+  for (size_t i = 0; i < tracks_.size(); ++i) {
+    if (plan_.pieces[i].resident) {
+      continue;
+    }
+    for (const Copy& copy : tracks_[i].copies) {
+      device_->destroy_event(copy.begin);
+      device_->destroy_event(copy.end);
+    }
+    device_->destroy_event(tracks_[i].wait_begin);
+    device_->destroy_event(tracks_[i].wait_end);
+    device_->destroy_event(tracks_[i].done);
+  }
+  tracks_.clear();
+}
+
+void Engine::load(const Plan& plan, const PlanRequest& request, std::vector<const void*> images,
+                  std::vector<void*> targets, void* ring) {
+  if (images.size() != plan.pieces.size() || targets.size() != plan.pieces.size()) {
+    throw UseError("a plan of " + std::to_string(plan.pieces.size()) + " pieces got " +
+                   std::to_string(images.size()) + " images and " +
+                   std::to_string(targets.size()) + " targets");
+  }
+  stop();
+  plan_ = plan;
+  images_ = std::move(images);
+  targets_ = std::move(targets);
+  tracks_.assign(plan_.pieces.size(), Track{});
+  schedule_ = std::make_unique<Schedule>(plan_, request, /*keep_spent=*/!options_.check);
+  counters_ = Counters{};
+  for (size_t i = 0; i < plan_.pieces.size(); ++i) {
+    if (plan_.pieces[i].resident) {
+      copy_fixed(targets_[i], images_[i], plan_.pieces[i].bytes);
+    } else {
+      targets_[i] = static_cast<char*>(ring) + plan_.pieces[i].slot_offset;
+      make_track(tracks_[i]);
+    }
+  }
+  schedule_->fetch_ahead(actions_);
+  perform(last_compute_);  // only fetches on copy streams: no compute stream is known yet
+}
+
+void Engine::stop() {
+  for (const Device::Stream stream : copy_streams_) {
+    device_->synchronize(stream);
+  }
+  if (stepped_) {
+    device_->synchronize(last_compute_);
+  }
+  destroy_events();
+  schedule_.reset();
+  plan_ = Plan{};
+  actions_.clear();
+  stepped_ = false;
+  in_step_ = false;
+  residents_pending_ = false;
+}
+
+void Engine::copy_fixed(void* target, const void* host, int64_t bytes) {
+  if (stepped_) {
+    device_->wait(copy_streams_[0], step_end_);  // the last step may still read it
+  }
+  device_->enqueue_copy(copy_streams_[0], target, host, bytes);
+  device_->record(residents_ready_, copy_streams_[0]);
+  residents_pending_ = true;
+}
+
+void Engine::enqueue_fetch(const Action& action, Device::Stream stream) {
+  const auto index = static_cast<size_t>(action.piece);
+  Track& track = tracks_[index];
+  if (action.overwritten >= 0) {
+    // Wait on done, not ready: the earlier piece's kernels may still read this range.
+    device_->wait(stream, tracks_[static_cast<size_t>(action.overwritten)].done);
+  }
+  if (action.unused >= 0) {
+    const Track& unused = tracks_[static_cast<size_t>(action.unused)];
+    device_->wait(stream, unused.copies[unused.newest_copy].end);
+  }
+  track.newest_copy = 1 - track.newest_copy;
+  const Copy& copy = track.copies[track.newest_copy];
+  const int64_t bytes = plan_.pieces[index].bytes;
+  device_->record(copy.begin, stream);
+  if (options_.throttle_bytes_per_second > 0.0) {
+    const double slowdown = options_.link_bytes_per_second / options_.throttle_bytes_per_second;
+    auto padding = static_cast<int64_t>(static_cast<double>(bytes) * (slowdown - 1.0));
+    for (; padding > 0; padding -= bytes) {
+      device_->enqueue_copy(stream, targets_[index], images_[index], std::min(padding, bytes));
+    }
+  }
+  device_->enqueue_copy(stream, targets_[index], images_[index], bytes);
+  device_->record(copy.end, stream);
+  ++counters_.copies;
+  counters_.copied_bytes += bytes;
+}
+
+void Engine::perform(Device::Stream compute) {
+  for (const Action& action : actions_) {
+    Track& track = tracks_[static_cast<size_t>(action.piece)];
+    switch (action.kind) {
+      case Action::Kind::kRelease:
+        if (options_.check) {
+          device_->enqueue_fill(compute, targets_[static_cast<size_t>(action.piece)], kPoison,
+                                plan_.pieces[static_cast<size_t>(action.piece)].bytes);
+        }
+        device_->record(track.done, compute);
+        break;
+      case Action::Kind::kFetch:
+        if (plan_.copy_on_compute) {
+          enqueue_fetch(action, compute);
+        } else {
+          enqueue_fetch(action, copy_streams_[next_copy_stream_]);
+          next_copy_stream_ = (next_copy_stream_ + 1) % copy_streams_.size();
+        }
+        break;
+      case Action::Kind::kWait:
+        device_->record(track.wait_begin, compute);
+        device_->wait(compute, track.copies[track.newest_copy].end);
+        device_->record(track.wait_end, compute);
+        track.run_copy = track.newest_copy;
+        track.ran = true;
+        break;
+    }
+  }
+  actions_.clear();
+  if (options_.check && schedule_) {
+    schedule_->check_valid();
+  }
+}
+
+void Engine::begin_step(Device::Stream compute) {
+  if (in_step_) {
+    throw UseError("a step begins while another one runs");
+  }
+  if (stepped_ && compute != last_compute_) {
+    // The caller moved to another stream: what the old one still runs uses our slots.
+    device_->wait(compute, step_end_);
+  }
+  if (residents_pending_) {
+    device_->wait(compute, residents_ready_);
+    residents_pending_ = false;
+  }
+  for (Track& track : tracks_) {
+    track.ran = false;
+  }
+  last_compute_ = compute;
+  in_step_ = true;
+  device_->record(step_begin_, compute);
+  if (schedule_) {
+    schedule_->fetch_ahead(actions_);
+    perform(compute);
+  }
+}
+
+void Engine::acquire(int32_t piece, Device::Stream compute) {
+  if (!schedule_ || !in_step_) {
+    throw UseError("piece " + std::to_string(piece) + " is acquired outside a step");
+  }
+  schedule_->acquire(piece, actions_);
+  perform(compute);
+}
+
+void Engine::release(int32_t piece, Device::Stream compute) {
+  if (schedule_ && in_step_) {
+    schedule_->release(piece, actions_);
+    perform(compute);
+  }
+}
+
+void Engine::end_step(Device::Stream compute) {
+  if (!in_step_) {
+    return;
+  }
+  in_step_ = false;
+  if (schedule_) {
+    schedule_->end(actions_);
+    perform(compute);
+  }
+  device_->record(step_end_, compute);
+  last_compute_ = compute;
+  stepped_ = true;
+  ++counters_.steps;
+}
+
+void Engine::invalidate(int32_t piece) {
+  if (!schedule_) {
+    return;
+  }
+  if (in_step_) {
+    throw UseError("piece " + std::to_string(piece) + " changed while the model runs");
+  }
+  ++counters_.refetched;
+  const auto index = static_cast<size_t>(piece);
+  if (plan_.pieces[index].resident) {
+    copy_fixed(targets_[index], images_[index], plan_.pieces[index].bytes);
+  } else {
+    schedule_->invalidate(piece);
+  }
+}
+
+StepTimes Engine::step_times() {
+  StepTimes times;
+  if (!stepped_ || in_step_ || !schedule_) {
+    return times;
+  }
+  device_->synchronize(last_compute_);
+  times.step_seconds = device_->seconds_between(step_begin_, step_end_);
+  for (size_t i = 0; i < tracks_.size(); ++i) {
+    const Track& track = tracks_[i];
+    if (plan_.pieces[i].resident || !track.ran) {
+      continue;
+    }
+    const auto since_begin = [&](Device::Event event) {
+      return device_->seconds_between(step_begin_, event);
+    };
+    const Copy& copy = track.copies[track.run_copy];
+    times.pieces.push_back({static_cast<int32_t>(i), since_begin(copy.begin),
+                            since_begin(copy.end), since_begin(track.wait_begin),
+                            since_begin(track.wait_end), since_begin(track.done)});
+  }
+  return times;
+}
+
+double Engine::measure_link(const void* host, void* target, int64_t bytes, int repeats) {
+  const Device::Stream stream = copy_streams_[0];
+  const Device::Event begin = device_->make_event();
+  const Device::Event end = device_->make_event();
+  device_->enqueue_copy(stream, target, host, bytes);  // the first one is slow on every driver
+  device_->record(begin, stream);
+  for (int i = 0; i < repeats; ++i) {
+    device_->enqueue_copy(stream, target, host, bytes);
+  }
+  device_->record(end, stream);
+  device_->synchronize(stream);
+  const double seconds = device_->seconds_between(begin, end);
+  device_->destroy_event(begin);
+  device_->destroy_event(end);
+  return seconds > 0.0 ? static_cast<double>(bytes) * repeats / seconds : 0.0;
+}
+
+const Counters& Engine::counters() {
+  if (schedule_) {
+    counters_.mispredicted = schedule_->mispredicted();
+  }
+  return counters_;
+}
+
+}  // namespace blockswap

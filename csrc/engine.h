@@ -1,0 +1,127 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "device/device.h"
+#include "plan.h"
+#include "schedule.h"
+
+namespace blockswap {
+
+struct EngineOptions {
+  int32_t num_copy_streams = 1;
+  bool check = false;  // poison released slots, check invariants after each action
+  // Emulates a slower link: each image is copied over itself until as many bytes have crossed the
+  // link as a link of `throttle` would need the time for. 0 = off; else `link` must be measured.
+  double throttle_bytes_per_second = 0.0;
+  double link_bytes_per_second = 0.0;
+};
+
+// What happened since load(); bytes and copies without the throttle's padding.
+struct Counters {
+  int64_t steps = 0;
+  int64_t copies = 0;          // streamed images copied
+  int64_t copied_bytes = 0;
+  int64_t mispredicted = 0;    // pieces that had to be fetched on demand
+  int64_t refetched = 0;       // pieces fetched again because their host image changed
+};
+
+// When a streamed piece was copied and run, in seconds from the step's begin; NaN where unknown.
+struct PieceTimes {
+  int32_t piece = 0;
+  double copy_begin = 0.0, copy_end = 0.0;  // may lie before 0: fetched in the step before
+  double wait_begin = 0.0, wait_end = 0.0;  // the stall
+  double run_end = 0.0;
+};
+
+struct StepTimes {
+  double step_seconds = 0.0;
+  std::vector<PieceTimes> pieces;
+};
+
+// Performs a schedule's actions on a device. Owns copy streams and events; borrows the ring, the
+// residents' memory and the host images, which must outlive it (stop() before they go).
+// One caller at a time. In steady state the host never waits for the device: everything is ordered
+// by events. Each streamed piece is one copy.
+// Streams: copies run on the engine's own streams, everything else on the caller's compute stream.
+class Engine {
+ public:
+  Engine(std::shared_ptr<Device> device, EngineOptions options);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Slows the link of all later fetches down; 0 = full speed.
+  void throttle(double bytes_per_second, double link_bytes_per_second) {
+    options_.throttle_bytes_per_second = bytes_per_second;
+    options_.link_bytes_per_second = link_bytes_per_second;
+  }
+
+  // Takes over a plan. images[i] = host address of piece i; targets[i] = device address of a
+  // resident piece (its image is enqueued now), unused for streamed ones, whose slots lie at
+  // ring + slot_offset. Fetching ahead starts at once.
+  void load(const Plan& plan, const PlanRequest& request, std::vector<const void*> images,
+            std::vector<void*> targets, void* ring);
+  // Waits for all copies; forgets the plan. Safe to call twice.
+  void stop();
+
+  void begin_step(Device::Stream compute);
+  void acquire(int32_t piece, Device::Stream compute);
+  void release(int32_t piece, Device::Stream compute);
+  // Also after an exception: gives back what is live.
+  void end_step(Device::Stream compute);
+
+  // Brings bytes that belong to no piece to the device, before the next step uses them.
+  void copy_fixed(void* target, const void* host, int64_t bytes);
+
+  // The host image of a piece changed between steps: its device bytes are copied again before the
+  // next step uses them.
+  void invalidate(int32_t piece);
+
+  // Times of the last complete step. Blocks the host until it is done: not for the hot path.
+  StepTimes step_times();
+  // Bytes per second of copying `bytes` from `host` to the ring, alone on the link. Blocks.
+  double measure_link(const void* host, void* target, int64_t bytes, int repeats);
+  const Counters& counters();
+  int32_t live() const { return schedule_ ? schedule_->live() : -1; }
+  Device& device() { return *device_; }
+
+ private:
+  struct Copy {  // one fetch; two per piece, because the next step's fetch begins in this step
+    Device::Event begin, end;
+  };
+  struct Track {
+    Copy copies[2];
+    int newest_copy = 0;   // copies[newest_copy].end is the ready event
+    int run_copy = 0;      // the one that the last run used
+    Device::Event wait_begin, wait_end, done;
+    bool ran = false;      // in the last complete step
+  };
+
+  void perform(Device::Stream compute);
+  void enqueue_fetch(const Action& action, Device::Stream stream);
+  void make_track(Track& track);
+  void destroy_events();
+
+  std::shared_ptr<Device> device_;
+  EngineOptions options_;
+  std::vector<Device::Stream> copy_streams_;
+  size_t next_copy_stream_ = 0;
+  Device::Event step_begin_, step_end_, residents_ready_;
+  bool residents_pending_ = false;
+  bool stepped_ = false;
+  bool in_step_ = false;
+  Device::Stream last_compute_{};
+
+  Plan plan_;
+  std::vector<const void*> images_;
+  std::vector<void*> targets_;
+  std::vector<Track> tracks_;      // per piece; events only for streamed ones
+  std::unique_ptr<Schedule> schedule_;
+  std::vector<Action> actions_;    // reused: nothing is allocated per step
+  Counters counters_;
+};
+
+}  // namespace blockswap

@@ -1,0 +1,334 @@
+#include "search.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "cut.h"
+#include "slots.h"
+
+namespace blockswap {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int kReplaySteps = 4;
+constexpr int kExhaustivePieces = 14;
+constexpr size_t kKeptStarts = 4;
+constexpr int kFewStreamed = 24;
+constexpr double kNear = 1.03;
+// Among plans of nearly equal speed the one that leaves the link free wins, then the smaller ring.
+constexpr double kCopyWeight = 1e-3;
+// A little of what the step would lose on a link 5 % slower: of two plans that just hide their
+// copies behind compute, the one with room to spare is worth more on a real machine.
+constexpr double kSlowLink = 1.05;
+constexpr double kSlowLinkWeight = 0.1;
+constexpr double kRingWeight = 1e-5;
+// Without a budget the ring is worth something all the same: offloading is asked for to save it.
+constexpr double kUnboundedRingWeight = 0.005;
+
+}  // namespace
+
+Search::Search(const std::vector<Piece>& pieces, const PlanRequest& request)
+    : pieces_(pieces), request_(request), cycle_(pieces, request) {
+  std::map<int32_t, int> dense;
+  for (const Piece& piece : pieces) {
+    if (!piece.resident && request.offload_blocks.empty()) {
+      dense[level_of(request.leaves[piece.first_leaf])] = 0;
+    }
+  }
+  for (auto& entry : dense) entry.second = num_levels_++;
+  level_.assign(pieces.size(), -1);
+  for (size_t p = 0; p < pieces.size(); ++p) {
+    const Piece& piece = pieces[p];
+    total_bytes_ += piece.bytes;
+    if (piece.resident) fixed_bytes_ += piece.bytes;
+    if (piece.resident || !request.offload_blocks.empty()) continue;
+    level_[p] = dense[level_of(request.leaves[piece.first_leaf])];
+    movable_.push_back(static_cast<int>(p));
+    movable_bytes_ += piece.bytes;
+  }
+  floor_seconds_ = std::max(cycle_.compute_seconds(), request.host_seconds);
+}
+
+uint32_t Search::random(uint32_t below) {
+  random_state_ = random_state_ * 6364136223846793005ull + 1442695040888963407ull;
+  return static_cast<uint32_t>(((random_state_ >> 32) * below) >> 32);
+}
+
+double Search::judge(const std::vector<char>& resident, int64_t ring_limit, double threshold) {
+  cycle_.select(resident);
+  const double base = kCopyWeight * cycle_.copy_seconds();
+  if (!may_beat(cycle_.streamed_bytes(), cycle_.copy_seconds(), threshold)) return kInfinity;
+  int64_t limit = ring_limit;
+  if (request_.budget_bytes >= 0) {
+    const int64_t left = request_.budget_bytes - (total_bytes_ - cycle_.streamed_bytes());
+    if (request_.ring_bytes > 0 && cycle_.num_streamed() > 0 && left < limit) return kInfinity;
+    limit = std::min(limit, left);
+  }
+  if (cycle_.largest_bytes() > limit) return kInfinity;
+  ++replays_;
+  const double weight = ring_is_free() ? kUnboundedRingWeight : kRingWeight;
+  const auto score = [&] {
+    const double seconds = std::max(cycle_.replay(kReplaySteps), request_.host_seconds);
+    const double sum = seconds + base + weight * static_cast<double>(cycle_.ring_bytes()) /
+                                            request_.link.bytes_per_second;
+    if (sum >= threshold) return sum;
+    const double slow = std::max(cycle_.replay(kReplaySteps, kSlowLink), request_.host_seconds);
+    return sum + kSlowLinkWeight * (slow - seconds);
+  };
+  cycle_.place(limit, {});
+  double best = score();
+  // A few large slots: how exactly they lie decides; many small ones: it hardly matters.
+  if (cycle_.num_streamed() <= kFewStreamed && best >= threshold && best < threshold * kNear) {
+    cycle_.place(limit, best_laps(cycle_, limit));
+    best = std::min(best, score());
+  }
+  return best;
+}
+
+// Whether a set with these sums can score below the threshold: a bound that costs nothing.
+bool Search::may_beat(int64_t streamed_bytes, double copy_seconds, double threshold) const {
+  if (streamed_bytes < request_.offload_bytes) return false;
+  if (request_.budget_bytes >= 0 && total_bytes_ - streamed_bytes > request_.budget_bytes) {
+    return false;
+  }
+  return std::max(floor_seconds_, copy_seconds) + kCopyWeight * copy_seconds < threshold;
+}
+
+void Search::consider(const std::vector<char>& resident, int64_t ring_limit) {
+  const double worst =
+      starts_.size() < kKeptStarts ? kInfinity : starts_.back().score;
+  const double score = judge(resident, ring_limit, worst);
+  if (score >= worst) return;
+  for (const Choice& start : starts_) {
+    if (start.resident == resident && start.ring_limit == ring_limit) return;
+  }
+  if (starts_.size() == kKeptStarts) starts_.pop_back();
+  const auto place = std::upper_bound(starts_.begin(), starts_.end(), score,
+                                      [](double s, const Choice& c) { return s < c.score; });
+  starts_.insert(place, {resident, ring_limit, score});
+  if (score < best_.score) best_ = starts_.front();
+}
+
+// Residents so that streamed bytes are even over compute time: a piece streams once the link has
+// earned a share of its bytes. A full ring cannot bank more than its size. The rate is bisected
+// until at least stream_bytes stream. Lower levels stream whole first.
+bool Search::spread(int64_t ring, int64_t stream_bytes, double threshold,
+                    std::vector<char>& resident) {
+  std::vector<int64_t> level_bytes(num_levels_, 0);
+  for (int p : movable_) level_bytes[level_[p]] += pieces_[p].bytes;
+  int critical = 0;
+  int64_t below = 0;
+  while (critical < num_levels_ && below + level_bytes[critical] < stream_bytes) {
+    below += level_bytes[critical++];
+  }
+  for (int p : movable_) {
+    if (pieces_[p].bytes > ring && level_[p] < critical) return false;
+  }
+  double time = 0.0;
+  for (const Piece& piece : pieces_) time += piece.seconds;
+  const double bank = static_cast<double>(ring);
+  const double all = static_cast<double>(movable_bytes_);
+  const double head = request_.head_seconds;
+  const double per_byte = time > 0.0 ? 0.0 : 1.0;  // no costs known: even over bytes
+  if (time <= 0.0) time = static_cast<double>(total_bytes_);
+  double low = 0.0, high = 6.0 * all / time;
+  std::vector<char> tried(pieces_.size());
+  bool found = false;
+  for (int round = 0; round < 24; ++round) {
+    const double rate = (low + high) / 2;
+    double credit = std::min(rate * head, bank);
+    int64_t streamed = 0;
+    for (size_t p = 0; p < pieces_.size(); ++p) {
+      const Piece& piece = pieces_[p];
+      const double bytes = static_cast<double>(piece.bytes);
+      credit = std::min(credit + rate * (piece.seconds + per_byte * bytes), bank);
+      if (level_[p] < 0 || level_[p] > critical || piece.bytes > ring) {
+        tried[p] = 1;
+      } else if (level_[p] < critical || credit >= bytes * threshold) {
+        tried[p] = 0;
+        credit -= bytes;
+        streamed += piece.bytes;
+      } else {
+        tried[p] = 1;
+      }
+    }
+    if (streamed >= stream_bytes) {
+      resident = tried;
+      found = true;
+      high = rate;
+      if (streamed == stream_bytes) break;
+    } else {
+      low = rate;
+    }
+  }
+  return found;
+}
+
+void Search::sweep() {
+  std::vector<char> resident(pieces_.size());
+  for (size_t p = 0; p < pieces_.size(); ++p) resident[p] = pieces_[p].resident;
+  std::vector<char> all = resident;
+  for (int p : movable_) all[p] = 1;
+  int64_t largest = 0, smallest = std::numeric_limits<int64_t>::max();
+  for (size_t p = 0; p < pieces_.size(); ++p) {
+    if (resident[p]) continue;
+    largest = std::max(largest, pieces_[p].bytes);
+    smallest = std::min(smallest, pieces_[p].bytes);
+  }
+  consider(all, request_.ring_bytes > 0 ? request_.ring_bytes
+                                        : std::numeric_limits<int64_t>::max());
+  if (largest == 0 || (found() && !movable_.empty())) return;  // everything fits
+
+  std::vector<int64_t> rings;
+  if (request_.ring_bytes > 0) {
+    rings.push_back(request_.ring_bytes);
+  } else {
+    const int64_t streamable = movable_.empty() ? 4 * largest : movable_bytes_;
+    int64_t high = std::max(largest, streamable / 2);
+    if (request_.budget_bytes >= 0) high = std::min(high, request_.budget_bytes - fixed_bytes_);
+    if (!movable_.empty()) {
+      for (int64_t r : {largest / 4, largest / 2, largest * 3 / 4}) {
+        if (r >= smallest) rings.push_back(r);
+      }
+    }
+    const double factor =
+        std::max(1.15, std::pow(static_cast<double>(high) / static_cast<double>(largest), 1 / 20.));
+    for (double r = static_cast<double>(largest); r < static_cast<double>(high); r *= factor) {
+      rings.push_back(static_cast<int64_t>(r));
+    }
+    rings.push_back(high);
+  }
+  if (movable_.empty()) {
+    for (int64_t ring : rings) consider(resident, ring);
+    return;
+  }
+  if (movable_.size() <= kExhaustivePieces) {
+    exhaust(rings);
+    return;
+  }
+  for (int64_t ring : rings) {
+    int64_t stream = std::max<int64_t>(request_.offload_bytes, 0);
+    if (request_.budget_bytes >= 0) {
+      stream = std::max(stream, total_bytes_ - (request_.budget_bytes - ring));
+    }
+    const int64_t limit =
+        request_.ring_bytes > 0 || ring_is_free() ? ring : std::numeric_limits<int64_t>::max();
+    for (double threshold : {0.2, 0.5, 0.8}) {
+      if (spread(ring, std::min(stream, movable_bytes_), threshold, resident)) {
+        consider(resident, limit);
+      }
+    }
+  }
+  for (int p : movable_) resident[p] = 0;
+  consider(resident, rings.back());
+}
+
+void Search::exhaust(const std::vector<int64_t>& rings) {
+  std::vector<int64_t> limits = {request_.ring_bytes > 0 ? request_.ring_bytes
+                                                         : std::numeric_limits<int64_t>::max()};
+  if (request_.ring_bytes == 0 && ring_is_free()) limits = rings;
+  std::vector<char> resident(pieces_.size(), 1);
+  for (uint32_t mask = 0; mask < (1u << movable_.size()); ++mask) {
+    int highest_streamed = -1, lowest_resident = num_levels_;
+    for (size_t m = 0; m < movable_.size(); ++m) {
+      const bool stays = (mask >> m) & 1;
+      const int p = movable_[m];
+      resident[p] = stays;
+      if (stays) lowest_resident = std::min(lowest_resident, level_[p]);
+      if (!stays) highest_streamed = std::max(highest_streamed, level_[p]);
+    }
+    if (highest_streamed > lowest_resident) continue;
+    for (int64_t limit : limits) {
+      const double score = judge(resident, limit, best_.score);
+      if (score < best_.score) best_ = {resident, limit, score};
+    }
+  }
+}
+
+bool Search::may_flip(const std::vector<char>& resident, int piece) const {
+  for (int p : movable_) {
+    if (resident[piece] ? (resident[p] && level_[p] < level_[piece])
+                        : (!resident[p] && level_[p] > level_[piece])) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// Flips and swaps at random until `patience` of them in a row brought nothing.
+void Search::climb(Choice& choice, int patience, int64_t end_work) {
+  const uint32_t n = static_cast<uint32_t>(movable_.size());
+  std::vector<char>& resident = choice.resident;
+  int64_t streamed = 0;
+  double copies = 0.0;
+  for (size_t p = 0; p < pieces_.size(); ++p) {
+    if (resident[p]) continue;
+    streamed += pieces_[p].bytes;
+    copies += copy_seconds(static_cast<int>(p));
+  }
+  for (int failures = 0; failures < patience && work() < end_work; ++failures) {
+    cycle_.add_work(1);
+    const int a = movable_[random(n)];
+    int b = -1;
+    if (random(4) != 0) {
+      b = movable_[random(n)];
+      if (resident[a] == resident[b] || level_[a] != level_[b]) continue;
+    }
+    int64_t bytes = streamed;
+    double seconds = copies;
+    for (int p : {a, b}) {
+      if (p < 0) continue;
+      bytes += resident[p] ? pieces_[p].bytes : -pieces_[p].bytes;
+      seconds += resident[p] ? copy_seconds(p) : -copy_seconds(p);
+    }
+    if (!may_beat(bytes, seconds, choice.score)) continue;
+    if (b < 0 && num_levels_ > 1 && !may_flip(resident, a)) continue;
+    resident[a] ^= 1;
+    if (b >= 0) resident[b] ^= 1;
+    const double score = judge(resident, choice.ring_limit, choice.score);
+    if (score < choice.score) {
+      choice.score = score;
+      streamed = bytes;
+      copies = seconds;
+      failures = -1;
+    } else {
+      resident[a] ^= 1;
+      if (b >= 0) resident[b] ^= 1;
+    }
+  }
+}
+
+// Climbs from the best of the sweep, then again and again from the best set with a few pieces
+// changed: a local optimum is seldom far from a better one.
+void Search::improve(int64_t max_work) {
+  if (movable_.size() <= kExhaustivePieces || !found() || starts_.empty()) return;
+  const int64_t begin = work(), end = begin + max_work;
+  const uint32_t n = static_cast<uint32_t>(movable_.size());
+  const int patience = std::max(400, 12 * static_cast<int>(n));
+  const auto take = [&](const Choice& choice) {
+    if (choice.score < best_.score) best_ = choice;
+  };
+  for (size_t s = 0; s < starts_.size(); ++s) {
+    climb(starts_[s], patience, begin + max_work * (s + 1) / (2 * starts_.size()));
+    take(starts_[s]);
+  }
+  while (work() < end) {
+    Choice choice = random(4) != 0 ? best_ : starts_[random(static_cast<uint32_t>(starts_.size()))];
+    for (int changes = 2 + static_cast<int>(random(4)); changes > 0; --changes) {
+      const int a = movable_[random(n)], b = movable_[random(n)];
+      if (level_[a] == level_[b] && choice.resident[a] != choice.resident[b]) {
+        std::swap(choice.resident[a], choice.resident[b]);
+      } else if (num_levels_ == 1 || may_flip(choice.resident, a)) {
+        choice.resident[a] = 0;
+      }
+    }
+    choice.score = judge(choice.resident, choice.ring_limit, kInfinity);
+    cycle_.add_work(n);
+    if (choice.score == kInfinity) continue;
+    climb(choice, patience, end);
+    take(choice);
+  }
+}
+
+}  // namespace blockswap

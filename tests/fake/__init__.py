@@ -1,0 +1,63 @@
+"""The fake accelerator: a torch device named "fake" for tests without a GPU.
+
+Streams are threads, events are real, memory has a limit, operators run later than they are called. What
+is a race on a GPU is a race here, and the delays below make it show.
+
+    from tests import fake
+    device_module = fake.load()          # builds once, then quick; also torch.fake
+    device_module.set_body_delay(0.01)   # every operator now lags behind its caller
+    x = torch.ones(4, device="fake:1")
+
+One such backend per process, and while it is there `torch.accelerator` means it, even beside CUDA: tests that
+load it run in a pytest process of their own. `load` sets PyTorch to one thread per operator, so that
+sums on the fake device and on the CPU have the same bits.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from pathlib import Path
+from types import ModuleType
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+
+_device_module: ModuleType | None = None
+
+
+def build_directory() -> Path:
+    """Where this torch version's build lies; git ignores it."""
+    import torch
+
+    return ROOT / "build" / f"fake-{torch.__version__}"
+
+
+def load(verbose: bool = False) -> ModuleType:
+    """Build the backend if its sources changed, register it once, and return `torch.fake`."""
+    global _device_module
+    if _device_module is None:
+        import torch
+        from torch.utils import cpp_extension
+
+        from .device_module import make_device_module
+
+        directory = build_directory()
+        directory.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("MAX_JOBS", str(max(1, (os.cpu_count() or 2) // 2)))
+        extension = cpp_extension.load(
+            name="blockswap_fake",
+            sources=[str(path) for path in sorted(HERE.glob("*.cpp"))],
+            build_directory=str(directory),
+            extra_cflags=["-O1", "-g0", *WARNINGS],
+            verbose=verbose,
+        )
+        torch.utils.rename_privateuse1_backend("fake")
+        _device_module = make_device_module(extension)
+        torch._register_device_module("fake", _device_module)
+        torch.utils.generate_methods_for_privateuse1_backend()
+        torch.set_num_threads(1)
+        # Workers must not run kernels while the process takes PyTorch apart.
+        atexit.register(_device_module.drain)
+    return _device_module

@@ -1,0 +1,49 @@
+// Memory of the fake accelerator: host memory with a byte limit per device.
+//
+// Statistics follow the host's order, as those of PyTorch's caching allocator do: bytes count from
+// allocation until the last owner is gone. The bytes themselves stay until the last task that was
+// enqueued with them (`hold`) has run. Memory that is merely wrapped (at::from_blob) is not held: what
+// frees or refills it too early is the bug that the fake exists to show.
+//
+// Fresh and freed memory is filled with 0xFF: NaN as float, half and bfloat16, -1 as an integer. Freed
+// blocks rest in a quarantine, so a late reader finds NaN and a late writer is found.
+#pragma once
+
+#include <c10/core/CachingDeviceAllocator.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+namespace fake {
+
+constexpr size_t kAlignmentBytes = 512;  // sizes are rounded up to it, as on CUDA
+constexpr int kPoison = 0xFF;
+constexpr int64_t kDefaultLimitBytes = int64_t{64} << 30;
+
+struct MemoryUse {
+  int64_t used_bytes;
+  int64_t peak_bytes;
+  int64_t limit_bytes;
+};
+MemoryUse memory_use(int device);
+void reset_peak(int device);
+void set_limit(int device, int64_t limit_bytes);
+
+// Called without locks when an allocation finds no room; true means that something was freed.
+using OutOfMemoryCallback = std::function<bool(int device, size_t bytes)>;
+void set_out_of_memory_callback(OutOfMemoryCallback callback);
+
+// Number of freed blocks so far that something wrote to after they were freed.
+int64_t num_writes_after_free();
+
+// Keeps the bytes behind an allocation of ours; empty for wrapped or host memory.
+std::shared_ptr<const void> hold(const c10::DataPtr& data);
+// The device whose allocation contains the address, or -1.
+int device_of(const void* address);
+
+c10::DeviceAllocator* device_allocator();
+bool is_pinned(const void* address);
+c10::Allocator* pinned_allocator();
+
+}  // namespace fake
