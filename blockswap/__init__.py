@@ -14,6 +14,7 @@ from blockswap.errors import (  # noqa: E402
     UnsupportedError,
     UseError,
 )
+from blockswap.pieces import leaf_bytes  # noqa: E402
 from blockswap.report import Report, Timeline  # noqa: E402
 from blockswap.session import Session  # noqa: E402
 
@@ -31,4 +32,5 @@ __all__ = [
     "UnsupportedError",
     "UseError",
     "attach",
+    "leaf_bytes",
 ]

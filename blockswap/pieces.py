@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from blockswap.blocks import Block
+from blockswap.blocks import Block, find_blocks
 
 # Smaller leaves (norms, small projections) never stream: they cost more calls than bytes. In a model
 # whose largest leaf is small itself, the bound is a share of that one.
@@ -122,3 +122,8 @@ def _shared_parameters(model: nn.Module) -> set[nn.Parameter]:
     for module in model.modules():
         seen.update(p for p in module._parameters.values() if p is not None)
     return {parameter for parameter, count in seen.items() if count > 1}
+
+
+def leaf_bytes(model: nn.Module) -> int:
+    """Return the bytes of all leaf modules in a model's blocks, the reference for "kept"."""
+    return find_leaves(model, find_blocks(model), include_outside=False).block_bytes

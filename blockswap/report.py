@@ -113,11 +113,13 @@ class Report:
     activation_bytes: int | None  # learned peak of torch's share
     host_bytes: int  # homes in host memory
     pinned_bytes: int
+    pool_bytes: int = 0  # small parameters, residents and ring, as allocated now
     peak_device_bytes: int | None = None  # pool mapped + torch reserved, since attach
     # Traffic per step.
     streamed_bytes: int
     copies_per_step: int
     link_gb_per_s: float | None  # measured; None before the first copy
+    idle_link_gb_per_s: float = 0.0  # 64 MiB copies on the idle link, at attach
     throttle_gb_per_s: float | None = None
     # Time, ms per step.
     step_ms: float | None = None

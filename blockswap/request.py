@@ -89,14 +89,15 @@ class Requests:
         """
         request = self._request(Learned(order=list(order)), ASSUMED_LINK_BYTES_PER_S)
         wanted = LEARNING_RING_BYTES if room_bytes is None else room_bytes // LEARNING_SHARE
-        ring = max(self.largest_bytes, min(wanted, LEARNING_RING_BYTES))
+        total = sum(self._image_bytes[leaf] for leaf in order)
+        ring = max(self.largest_bytes, min(wanted, LEARNING_RING_BYTES, total))
         plan = _C.Plan()
         plan.pieces = [
             _C.Piece(first_leaf=i, end_leaf=i + 1, bytes=self._image_bytes[leaf])
             for i, leaf in enumerate(order)
         ]
         plan.ring_bytes = ring
-        plan.streamed_bytes = sum(self._image_bytes[leaf] for leaf in order)
+        plan.streamed_bytes = total
         _C.assign_slots(plan, request)
         return plan, request
 

@@ -109,6 +109,7 @@ void bind_result(py::module_& m) {
       .def_readwrite("compute_seconds", &Plan::compute_seconds)
       .def_readwrite("predicted_seconds", &Plan::predicted_seconds)
       .def_readwrite("bound_seconds", &Plan::bound_seconds)
+      .def_readwrite("search_visits", &Plan::search_visits)
       .def_readwrite("reason", &Plan::reason)
       .def("__repr__", [](const Plan& plan) {
         return "Plan(" + std::to_string(plan.pieces.size()) + " pieces, resident_bytes=" +

@@ -182,8 +182,14 @@ Plan make_plan(const PlanRequest& request) {
   }
   best_first();
   const size_t tried = std::min(cuts.size(), kRefinedCuts);
+  const auto visits = [&] {
+    int64_t sum = 0;
+    for (const Cut& cut : cuts) sum += cut.search->work();
+    return sum;
+  };
+  const int64_t left = std::max(kSearchWork - visits(), kSearchWork / 4);
   for (size_t c = 0; c < tried; ++c) {
-    cuts[c].search->improve(kSearchWork / static_cast<int64_t>(tried));
+    cuts[c].search->improve(left / static_cast<int64_t>(tried));
   }
   best_first();
   const Search& search = *cuts[0].search;
@@ -192,6 +198,7 @@ Plan make_plan(const PlanRequest& request) {
   Plan plan;
   plan.pieces = cuts[0].pieces;
   plan.piece_bytes = cuts[0].target;
+  plan.search_visits = visits();
   plan.compute_seconds = request.head_seconds;
   int64_t resident_bytes = 0;
   for (size_t p = 0; p < plan.pieces.size(); ++p) {

@@ -79,6 +79,7 @@ struct Plan {
   double compute_seconds = 0.0;  // head + all leaves
   double predicted_seconds = 0.0;  // a step in steady state, by simulation
   double bound_seconds = 0.0;  // max(compute, host, streamed bytes / link): no schedule is faster
+  int64_t search_visits = 0;   // pieces that the search visited: its work, counted, not timed
   std::string reason;          // one or two sentences: what limits the step
 };
 

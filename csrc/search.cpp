@@ -139,6 +139,7 @@ bool Search::spread(int64_t ring, int64_t stream_bytes, double threshold,
     const double rate = (low + high) / 2;
     double credit = std::min(rate * head, bank);
     int64_t streamed = 0;
+    cycle_.add_work(static_cast<int64_t>(pieces_.size()) / 2);
     for (size_t p = 0; p < pieces_.size(); ++p) {
       const Piece& piece = pieces_[p];
       const double bytes = static_cast<double>(piece.bytes);

@@ -286,7 +286,7 @@ TEST(a_large_copy_that_was_started_is_finished_after_a_cancel) {
     while (sources.arena->resident_bytes() < 8_MiB) std::this_thread::yield();
     throw std::runtime_error("stop");  // while the other worker is inside the large copy
   };
-  CHECK_THROWS(sources.arena->fill(sources.copies, 2), std::runtime_error, "stop");
+  CHECK_THROWS(sources.arena->fill(sources.copies, 2, {}, {}, 200_MiB), std::runtime_error, "stop");
   CHECK(sources.check_whole_or_untouched() >= 2);
 }
 

@@ -1,0 +1,57 @@
+"""The head of every result file: what ran, where, with what."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCHEMA = 1
+
+
+def make_head(argv: list[str]) -> dict[str, Any]:
+    """Return schema, date, commit, machine and command."""
+    head: dict[str, Any] = {
+        "schema": SCHEMA,
+        "date": datetime.date.today().isoformat(),
+        "commit": _output("git", "rev-parse", "HEAD"),
+        "gpu": None,
+        "driver": None,
+        "clocks": None,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cpu": _cpu_name(),
+        "command": shlex.join(["python", "-m", f"benchmarks.{Path(argv[0]).stem}", *argv[1:]]),
+    }
+    if torch.cuda.is_available():
+        head["gpu"] = torch.cuda.get_device_name()
+        head["driver"] = _query("driver_version")
+        head["clocks"] = _query("clocks.sm,clocks.mem")
+        head["link"] = _query("pcie.link.gen.max,pcie.link.width.max")
+    return head
+
+
+def _query(fields: str) -> str | None:
+    return _output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

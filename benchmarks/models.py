@@ -1,0 +1,302 @@
+"""Step time over memory for whole models: `python -m benchmarks.models --help`.
+
+Each row runs real diffusers classes with random weights under one setting, after the resident model
+was measured in the same process. Writes the result schema: a head, and `rows`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import blockswap
+from benchmarks import zoo
+from benchmarks.head import make_head
+
+WARM_STEPS = 2
+MAX_LEARNING_STEPS = 20
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row to measure: what attach is told, beside the cap that `kept` sets.
+
+    Attributes:
+        kept: share of the leaf bytes on the device; None: as the options say.
+        peak_gib: cap in GiB instead.
+    """
+
+    kept: float | None = None
+    peak_gib: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+# The figures that the project promises, per model.
+CASES: dict[str, list[Case]] = {
+    "flux": [Case(kept) for kept in (0.03, 0.2, 0.35, 0.5, 0.6, 0.7, 0.85)]
+    + [
+        Case(peak_gib=0.66, options={"mode": "layerwise"}),
+        Case(peak_gib=0.61, options={"mode": "layerwise"}),
+        *(Case(kept, options={"throttle": 25.0}) for kept in (0.2, 0.5, 0.8)),
+        *(Case(kept, options={"throttle": 12.5}) for kept in (0.2, 0.5)),
+    ],
+    "sdxl": [Case(kept) for kept in (0.1, 0.2, 0.4, 0.5, 0.6)]
+    + [Case(options={"mode": "layerwise"})],
+    "wan": [Case(peak_gib=4.7)],
+    "qwen": [Case(kept) for kept in (0.1, 0.3, 0.5)],
+}
+
+
+@dataclass
+class Resident:
+    """The unhooked model in the same process."""
+
+    step_ms: float
+    peak_allocated_bytes: int
+    peak_device_bytes: int
+    output: torch.Tensor
+
+
+def timed_steps(model: nn.Module, inputs: dict[str, Any], steps: int) -> tuple[list[float], Any]:
+    """Return ms of each step, measured between the steps' begins on the device, and the output."""
+    if not torch.cuda.is_available():
+        times = []
+        for _ in range(steps):
+            begin = time.perf_counter()
+            output = model(**inputs)[0]
+            times.append(1e3 * (time.perf_counter() - begin))
+        return times, output
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
+    for mark in marks[:-1]:
+        mark.record()
+        output = model(**inputs)[0]
+    marks[-1].record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)], output
+
+
+def measure_resident(model: nn.Module, inputs: dict[str, Any], steps: int) -> Resident:
+    """Time the unhooked model on its device."""
+    timed_steps(model, inputs, 3)
+    reset_peaks()
+    times, output = timed_steps(model, inputs, steps)
+    allocated, reserved = peaks()
+    return Resident(statistics.median(times), allocated, reserved, output.clone())
+
+
+def reset_peaks() -> None:
+    """Start new peaks."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peaks() -> tuple[int, int]:
+    """Return PyTorch's peak allocated and reserved bytes."""
+    if not torch.cuda.is_available():
+        return 0, 0
+    return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+
+
+class PeakWatch:
+    """The larger of PyTorch's peaks over spans between which a session resets them, plus pool."""
+
+    def __init__(self) -> None:
+        self.allocated = self.reserved = 0
+
+    def sample(self, session: blockswap.Session) -> None:
+        """Take PyTorch's and the pool's figures together."""
+        allocated, reserved = peaks()
+        pool = session.report().pool_bytes
+        self.allocated = max(self.allocated, allocated + pool)
+        self.reserved = max(self.reserved, reserved + pool)
+
+
+def measure(
+    model: nn.Module, inputs: dict[str, Any], resident: Resident, case: Case, steps: int
+) -> dict[str, Any]:
+    """Attach under one setting, learn, time, detach; return the row."""
+    options = dict(case.options)
+    leaf_bytes = blockswap.leaf_bytes(model)
+    if case.kept is not None:
+        cap = resident.peak_allocated_bytes - int((1 - case.kept) * leaf_bytes)
+        if torch.cuda.is_available():
+            options["vram"] = cap
+        else:
+            options["offload"] = f"{int((1 - case.kept) * leaf_bytes)}B"
+    elif case.peak_gib is not None:
+        options["vram"] = int(case.peak_gib * GIB)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    reset_peaks()
+    watch = PeakWatch()
+    begin = time.perf_counter()
+    session = blockswap.attach(model, **options)
+    setup_s = time.perf_counter() - begin
+    try:
+        for _ in range(MAX_LEARNING_STEPS):
+            model(**inputs)
+            watch.sample(session)
+            if session.state == "ready":
+                break
+        timed_steps(model, inputs, WARM_STEPS)
+        predicted_ms = session.report().predicted_ms  # fixed before the timed steps
+        times, output = timed_steps(model, inputs, steps)
+        watch.sample(session)
+        report = session.report()
+        identical = torch.equal(output, resident.output)
+    finally:
+        session.detach()
+    return make_row(case, options, resident, report, watch, times, predicted_ms, setup_s, identical)
+
+
+def make_row(
+    case: Case,
+    options: dict[str, Any],
+    resident: Resident,
+    report: blockswap.Report,
+    watch: PeakWatch,
+    times: list[float],
+    predicted_ms: float | None,
+    setup_s: float,
+    identical: bool,
+) -> dict[str, Any]:
+    """Return the row in the schema's words."""
+    step_ms = statistics.median(times)
+    link = report.throttle_gb_per_s or report.idle_link_gb_per_s
+    needed_ms = (resident.peak_allocated_bytes - watch.allocated) / link / 1e6
+    frontier_ms = max(resident.step_ms, needed_ms)
+    return {
+        "engine": "blockswap",
+        "settings": options | ({"kept": case.kept} if case.kept is not None else {}),
+        "status": "ok",
+        "cap_bytes": report.cap_bytes,
+        "peak_device_bytes": watch.reserved,
+        "peak_allocated_bytes": watch.allocated,
+        "peak_host_bytes": report.host_bytes,
+        "weight_bytes": report.weight_bytes,
+        "leaf_bytes": report.leaf_bytes,
+        "resident_bytes": report.resident_bytes,
+        "ring_bytes": report.ring_bytes,
+        "streamed_bytes": report.streamed_bytes,
+        "link_bytes": report.streamed_bytes,
+        "link_gb_per_s": link,
+        "resident_ms": resident.step_ms,
+        "resident_peak_device_bytes": resident.peak_device_bytes,
+        "resident_peak_allocated_bytes": resident.peak_allocated_bytes,
+        "frontier_ms": frontier_ms,
+        "law_ms": resident.step_ms + report.streamed_bytes / link / 1e6,
+        "predicted_ms": predicted_ms,
+        "step_ms": step_ms,
+        "step_ms_min": min(times),
+        "step_ms_max": max(times),
+        "stall_ms": report.stall_ms,
+        "efficiency": frontier_ms / step_ms,
+        "setup_s": setup_s,
+        "bit_identical": identical,
+        "num_pieces": report.num_pieces,
+        "copies_per_step": report.copies_per_step,
+        "mispredicted": report.mispredicted,
+    }
+
+
+def touch_memory(gib: int) -> None:
+    """Let a child process touch and free memory: the machine is slow the first time."""
+    code = f"b = bytearray({gib} << 30)\nfor i in range(0, len(b), 4096): b[i] = 1"
+    quick = (
+        "import mmap, threading\n"
+        f"m = mmap.mmap(-1, {gib} << 30)\n"
+        "import numpy as np\n"
+        "a = np.frombuffer(m, dtype=np.uint8)\n"
+        "n = len(a) // 16\n"
+        "t = [threading.Thread(target=lambda i=i: a[i*n:(i+1)*n:4096].fill(1)) for i in range(16)]\n"
+        "[x.start() for x in t]; [x.join() for x in t]\n"
+    )
+    if subprocess.run([sys.executable, "-c", quick], check=False).returncode != 0:
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def run_model(kind: str, size: str, steps: int, cases: list[Case], device: str) -> list[dict[str, Any]]:
+    """Measure one model: resident first, then every case."""
+    dtype = torch.bfloat16 if device != "cpu" else torch.float32
+    model = zoo.build(kind, size, dtype, device, 0)  # type: ignore[arg-type]
+    inputs = zoo.make_inputs(kind, model, device, dtype, 1)  # type: ignore[arg-type]
+    rows = []
+    with torch.no_grad():
+        resident = measure_resident(model, inputs, steps)
+        print(f"{kind}: resident {resident.step_ms:.1f} ms,"
+              f" {resident.peak_allocated_bytes / GIB:.2f} GiB", flush=True)
+        model.to("cpu")
+        for case in cases:
+            try:
+                row = measure(model, inputs, resident, case, steps)
+            except blockswap.BlockswapError as error:
+                row = {"engine": "blockswap", "status": f"refused: {error}",
+                       "settings": case.options | {"kept": case.kept, "gib": case.peak_gib}}
+            row = {"model": kind, "tokens": tokens_of(inputs)} | row
+            rows.append(row)
+            print(one_line(row), flush=True)
+    return rows
+
+
+def tokens_of(inputs: dict[str, Any]) -> int:
+    """Return the positions that a step works on."""
+    image = inputs.get("hidden_states", inputs.get("sample"))
+    assert isinstance(image, torch.Tensor)
+    if image.ndim == 3:
+        return int(image.shape[1])
+    return int(image[0, 0].numel()) // 4
+
+
+def one_line(row: dict[str, Any]) -> str:
+    """Return a row for the eye."""
+    if row["status"] != "ok":
+        return f"{row['model']} {row['settings']}: {row['status']}"
+    return (
+        f"{row['model']} {row['settings']}: {row['step_ms']:.2f} ms"
+        f" (predicted {row['predicted_ms'] or 0:.2f}, frontier {row['frontier_ms']:.2f},"
+        f" efficiency {row['efficiency']:.4f}) peak {row['peak_allocated_bytes'] / GIB:.3f} GiB"
+        f" streamed {row['streamed_bytes'] / GIB:.2f} ring {row['ring_bytes'] / 2**20:.0f} MiB,"
+        f" {row['copies_per_step']}/{row['num_pieces']} pieces, stall {row['stall_ms'] or 0:.1f} ms,"
+        f" setup {row['setup_s']:.1f} s, identical {row['bit_identical']}"
+    )
+
+
+def main() -> None:
+    """Run what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default="flux,sdxl,wan,qwen")
+    parser.add_argument("--size", default="full", choices=["full", "tiny"])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--cases", default="", help="numbers of cases, such as 0,3; default all")
+    parser.add_argument("--touch-gib", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.touch_gib:
+        touch_memory(options.touch_gib)
+    result: dict[str, Any] = make_head(sys.argv) | {"rows": []}
+    for kind in options.models.split(","):
+        cases = CASES[kind]
+        if options.cases:
+            cases = [cases[int(i)] for i in options.cases.split(",") if int(i) < len(cases)]
+        result["rows"] += run_model(kind, options.size, options.steps, cases, device)
+        gc.collect()
+        options.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()

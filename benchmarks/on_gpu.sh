@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Builds, tests and measures on a machine with a GPU, in one call. What it runs is named on the command
+# line, in this order; results go to $OUT (default: benchmarks/results).
+#
+#   benchmarks/on_gpu.sh tests                 pytest -m gpu
+#   benchmarks/on_gpu.sh multi                 pytest -m multi_gpu
+#   benchmarks/on_gpu.sh models:flux[:0,3]     benchmarks/models.py, all cases or those numbers
+#   benchmarks/on_gpu.sh attach                time and host memory of attaching
+#   benchmarks/on_gpu.sh sanitize              the GPU tests under compute-sanitizer memcheck
+#   benchmarks/on_gpu.sh demo                  make demo
+set -uo pipefail
+cd "$(dirname "$0")/.."
+OUT=${OUT:-benchmarks/results}
+PYTHON=${PYTHON:-python3}
+mkdir -p "$OUT"
+export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 PYTHONPATH="$PWD:${PYTHONPATH:-}"
+gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr 'A-Z ' 'a-z-' | sed 's/nvidia-//')
+stamp="$gpu-$(date +%F)"
+failed=0
+say() { printf '\n== %s (%ss) ==\n' "$1" "$SECONDS"; }
+
+say build
+if ! $PYTHON setup.py -q build_ext --inplace >build-gpu.log 2>&1; then
+  tail -40 build-gpu.log
+  exit 1
+fi
+for what in "$@"; do
+  say "$what"
+  case $what in
+    tests) $PYTHON -m pytest -q -m gpu tests || failed=1 ;;
+    multi) $PYTHON -m pytest -q -m multi_gpu tests || failed=1 ;;
+    models:*)
+      IFS=: read -r _ models cases <<<"$what"
+      $PYTHON -m benchmarks.models --models "$models" --cases "${cases:-}" \
+        --out "$OUT/$stamp-${models//,/-}${cases:+-$(tr , _ <<<"$cases")}-core.json" || failed=1 ;;
+    touch:*) $PYTHON -c "from benchmarks.models import touch_memory; touch_memory(${what#touch:})" ;;
+    attach) $PYTHON -m benchmarks.attach --out "$OUT/$stamp-attach.json" || failed=1 ;;
+    sanitize)
+      compute-sanitizer --tool memcheck --error-exitcode 9 \
+        $PYTHON -m pytest -q -m gpu tests/gpu -k "not full" >"$OUT/sanitizer.log" 2>&1 || failed=1
+      tail -5 "$OUT/sanitizer.log" ;;
+    demo) make demo PYTHON=$PYTHON || failed=1 ;;
+    *) echo "unknown: $what"; failed=1 ;;
+  esac
+done
+say "done, failed=$failed"
+exit $failed
