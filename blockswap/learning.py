@@ -106,6 +106,18 @@ def refine(learned: Learned, times: _C.StepTimes, leaf_of_piece: Sequence[Sequen
         _scale(learned, learned.order[start:stop], end - span.wait_end)
 
 
+def copy_speed(times: _C.StepTimes, piece_bytes: Sequence[int], seconds_per_copy: float) -> float:
+    """Return bytes per second of a step's copies, their fixed cost apart; 0 when there were none."""
+    seconds = 0.0
+    num_bytes = 0
+    for span in times.pieces:
+        copied = span.copy_end - span.copy_begin
+        if copied > 0:
+            seconds += copied - seconds_per_copy
+            num_bytes += piece_bytes[span.piece]
+    return num_bytes / seconds if seconds > 0 else 0.0
+
+
 def _scale(learned: Learned, leaves: Sequence[int], seconds: float) -> None:
     known = sum(learned.seconds.get(leaf, 0.0) for leaf in leaves)
     seconds = max(0.0, seconds)

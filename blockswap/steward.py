@@ -13,6 +13,7 @@ from blockswap.learning import (
     TIMED_STEPS,
     Learned,
     Stage,
+    copy_speed,
     refine,
     take_times,
     traced_order,
@@ -26,7 +27,7 @@ from blockswap.telling import make_report, make_timeline
 logger = logging.getLogger("blockswap")
 
 LINK_PROBE_BYTES = 64 * 2**20
-LINK_PROBE_REPEATS = 20
+LINK_PROBE_REPEATS = 40
 MAX_RELEARNED = 2
 WORTH_INSTALLING = 0.995  # a refined plan replaces the running one when it is this much shorter
 
@@ -168,7 +169,11 @@ class Steward:
 
     def _settle(self, learned: Learned) -> None:
         """Plan once more with the times of a real step; prefer the plan that runs."""
-        refine(learned, self.state.engine.step_times(), self._members())
+        times = self.state.engine.step_times()
+        refine(learned, times, self._members())
+        sizes = [piece.bytes for piece in self.plan.pieces]
+        speed = copy_speed(times, sizes, self.request.link.seconds_per_copy)
+        self.link_bytes_per_s = speed or self.link_bytes_per_s
         plan, request = self._make_plan(learned)
         running = self.plan
         pieces = running.pieces

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks import zoo
+from benchmarks.zoo_configs import CONFIGS
 
 # Dead by the model's own design: the last block's text stream is not read (queries included).
 DEAD = {
@@ -70,5 +71,5 @@ def test_overrides_change_the_configuration():
     ],
 )
 def test_full_size_inputs_have_the_shapes_of_the_benchmarks(kind, key, shape):
-    config = zoo._CONFIGS[kind, "full"]()
+    config = CONFIGS[kind, "full"]()
     assert zoo.make_inputs(kind, config, dtype=torch.bfloat16)[key].shape == shape
