@@ -51,6 +51,7 @@ PURE = {
     "plan",
     "schedule",
     "simulate",
+    "climb",
     "cut",
     "cycle",
     "explain",

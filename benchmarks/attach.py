@@ -1,7 +1,7 @@
 """How long attaching takes and how much host memory: `python -m benchmarks.attach --out FILE`.
 
-FLUX lies in ordinary CPU memory. Twice: cold (memory that the machine touches for the first time) and
-warm (a child process touched and freed it before). Host memory is sampled from /proc while it works.
+FLUX lies in ordinary CPU memory. Twice: cold (memory that the machine touches for the first
+time) and warm (a child process touched and freed it before). Host memory is sampled from /proc.
 """
 
 from __future__ import annotations
@@ -111,9 +111,7 @@ def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     for warm_gib in [options.warm_gib] if options.skip_cold else [0, options.warm_gib]:
         queue = spawn.Queue()
-        child = spawn.Process(
-            target=in_child, args=(options.model, options.size, warm_gib, queue)
-        )
+        child = spawn.Process(target=in_child, args=(options.model, options.size, warm_gib, queue))
         child.start()
         row = queue.get(timeout=300)
         child.join()

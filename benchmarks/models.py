@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import statistics
 import subprocess
@@ -84,7 +85,7 @@ def timed_steps(model: nn.Module, inputs: dict[str, Any], steps: int) -> tuple[l
         output = model(**inputs)[0]
     marks[-1].record()
     torch.cuda.synchronize()
-    return [a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)], output
+    return [a.elapsed_time(b) for a, b in itertools.pairwise(marks)], output
 
 
 def measure_resident(model: nn.Module, inputs: dict[str, Any], steps: int) -> Resident:
@@ -229,7 +230,9 @@ def touch_memory(gib: int) -> None:
         subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def run_model(kind: str, size: str, steps: int, cases: list[Case], device: str) -> list[dict[str, Any]]:
+def run_model(
+    kind: str, size: str, steps: int, cases: list[Case], device: str
+) -> list[dict[str, Any]]:
     """Measure one model: resident first, then every case."""
     dtype = torch.bfloat16 if device != "cpu" else torch.float32
     model = zoo.build(kind, size, dtype, device, 0)  # type: ignore[arg-type]
@@ -237,15 +240,21 @@ def run_model(kind: str, size: str, steps: int, cases: list[Case], device: str) 
     rows = []
     with torch.no_grad():
         resident = measure_resident(model, inputs, steps)
-        print(f"{kind}: resident {resident.step_ms:.1f} ms,"
-              f" {resident.peak_allocated_bytes / GIB:.2f} GiB", flush=True)
+        print(
+            f"{kind}: resident {resident.step_ms:.1f} ms,"
+            f" {resident.peak_allocated_bytes / GIB:.2f} GiB",
+            flush=True,
+        )
         model.to("cpu")
         for case in cases:
             try:
                 row = measure(model, inputs, resident, case, steps)
             except blockswap.BlockswapError as error:
-                row = {"engine": "blockswap", "status": f"refused: {error}",
-                       "settings": case.options | {"kept": case.kept, "gib": case.peak_gib}}
+                row = {
+                    "engine": "blockswap",
+                    "status": f"refused: {error}",
+                    "settings": case.options | {"kept": case.kept, "gib": case.peak_gib},
+                }
             row = {"model": kind, "tokens": tokens_of(inputs)} | row
             rows.append(row)
             print(one_line(row), flush=True)

@@ -27,14 +27,15 @@ fi
 for what in "$@"; do
   say "$what"
   case $what in
-    tests) $PYTHON -m pytest -q -m gpu tests || failed=1 ;;
+    tests) timeout 170 $PYTHON -m pytest -q --maxfail=8 -m gpu tests/gpu tests/test_ops.py || failed=1 ;;
     multi) $PYTHON -m pytest -q -m multi_gpu tests || failed=1 ;;
     models:*)
       IFS=: read -r _ models cases <<<"$what"
       $PYTHON -m benchmarks.models --models "$models" --cases "${cases:-}" \
         --out "$OUT/$stamp-${models//,/-}${cases:+-$(tr , _ <<<"$cases")}-core.json" || failed=1 ;;
     touch:*) $PYTHON -c "from benchmarks.models import touch_memory; touch_memory(${what#touch:})" ;;
-    attach) $PYTHON -m benchmarks.attach --out "$OUT/$stamp-attach.json" || failed=1 ;;
+    host) $PYTHON -m benchmarks.host_cost --out "$OUT/$stamp-host.json" || failed=1 ;;
+    attach) $PYTHON -m benchmarks.attach ${ATTACH_OPTIONS:-} --out "$OUT/$stamp-attach.json" || failed=1 ;;
     sanitize)
       compute-sanitizer --tool memcheck --error-exitcode 9 \
         $PYTHON -m pytest -q -m gpu tests/gpu -k "not full" >"$OUT/sanitizer.log" 2>&1 || failed=1

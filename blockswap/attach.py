@@ -65,8 +65,7 @@ def attach(
     _refuse_running(model)
     blocks = find_blocks(model, config.blocks)
     _refuse_impossible(model, blocks, config)
-    session = Session(model, config, blocks)
-    return session
+    return Session(model, config, blocks)
 
 
 def _same(live: Session, config: SwapConfig) -> Session:
@@ -94,7 +93,7 @@ def _refuse_impossible(model: nn.Module, blocks: list[Block], config: SwapConfig
             " stream"
         )
     priorities = dict(config.priorities) if config.priorities else None
-    requests = Requests(leaves, resolved, priorities, sizes, lambda leaf, before: True)
+    requests = Requests(leaves, resolved, priorities, sizes, lambda *_: True)
     ring = resolved.swap_space_bytes
     if ring is not None and ring < requests.largest_bytes:
         raise ConfigError(requests.ring_too_small(ring))

@@ -5,9 +5,11 @@ The C++ ``Binding`` changes the addresses; here is what notices that somebody lo
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, ItemsView, ValuesView
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any, NoReturn
 
 import torch
@@ -18,8 +20,10 @@ from blockswap.errors import UseError
 
 @dataclass(eq=False)
 class Unit:
-    """A leaf as the hooks see it. Holds no module: the C++ binding's references must not keep a
-    model alive that nobody else uses any more.
+    """A leaf as the hooks see it.
+
+    Holds no module: the C++ binding's references must not keep a model alive that nobody else
+    uses any more.
 
     Attributes:
         index: the leaf's number in the engine.
@@ -27,10 +31,11 @@ class Unit:
         entries: their numbers in the C++ binding.
         piece: the streamed piece it belongs to; -1 when it is always on the device.
         plan_piece: the piece, streamed or resident; -1 for small parameters.
-        is_last: the piece ends with it.
+        is_first, is_last: its streamed piece begins, ends with it.
         is_planned: it has a device address; without one it is copied when it is used.
         is_diverted: a copy of its own serves until this forward ends.
         is_read_outside: somebody other than the module itself reads its weights in a forward.
+        readers: code that was seen to read its weights while its module ran.
     """
 
     index: int
@@ -39,17 +44,26 @@ class Unit:
     entries: list[int]
     piece: int = -1
     plan_piece: int = -1
+    is_first: bool = False
     is_last: bool = False
     is_planned: bool = False
     is_diverted: bool = False
     is_read_outside: bool = False
+    readers: set[CodeType] = field(default_factory=set)
 
 
 @dataclass
 class Gate:
-    """What the hooks and the watched parameters share, read at every leaf: kept flat."""
+    """What the hooks and the watched parameters share, read at every leaf: kept flat.
+
+    While a session learns, every leaf has hooks that keep ``running``, and code that reads a leaf's
+    weights then is noted as one of its readers. Later only the leaves at the ends of a piece have
+    hooks: a read is right when the piece is live and the reader is known. Any other read may come
+    from code that keeps the weight longer than its piece lives, and gets a copy of its own.
+    """
 
     is_open: bool = False  # a forward runs, parameters are bound to the device
+    learns: bool = True  # every leaf has hooks
     running: Unit | None = None  # the leaf whose forward runs now
     live: int = -1  # the piece that was acquired and not yet released
     root: Any = None  # the outermost module of ours that runs
@@ -57,14 +71,33 @@ class Gate:
     # Called with a unit whose weight is read by somebody else; weak, as Unit says.
     read_outside: weakref.WeakMethod[Callable[[Unit], None]] | None = None
 
-    def note(self, unit: Unit) -> None:
-        """Somebody reads a parameter of ``unit`` from its module."""
+    def note(self, unit: Unit, reader: CodeType) -> None:
+        """Code reads a parameter of ``unit`` from its module."""
         if not self.is_open:
             self.touched.add(unit)
-        elif self.running is not unit and (unit.piece >= 0 or not unit.is_planned):
-            fetch = self.read_outside and self.read_outside()
-            if fetch and not unit.is_diverted:
-                fetch(unit)
+            return
+        if unit.is_diverted or (unit.piece < 0 and unit.is_planned):
+            return
+        if self.learns:
+            if self.running is unit:
+                unit.readers.add(reader)
+                return
+        elif unit.piece >= 0 and unit.piece == self.live and reader in unit.readers:
+            return
+        fetch = self.read_outside() if self.read_outside is not None else None
+        if fetch is not None:
+            fetch(unit)
+
+
+_GETATTR = nn.Module.__getattr__.__code__
+
+
+def _reader() -> CodeType:
+    """Return the code that asked for a parameter: past the dict and `nn.Module.__getattr__`."""
+    frame = sys._getframe(2)
+    if frame.f_code is _GETATTR and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code
 
 
 class WatchedParameters(dict[str, nn.Parameter | None]):
@@ -83,29 +116,32 @@ class WatchedParameters(dict[str, nn.Parameter | None]):
         self.unit = unit
 
     def __getitem__(self, key: str) -> nn.Parameter | None:
-        gate = self.gate
-        if gate.running is not self.unit:
-            gate.note(self.unit)
+        unit = self.unit
+        if self.gate.is_open:
+            if unit.piece >= 0 or not unit.is_planned:
+                self.gate.note(unit, _reader())
+        else:
+            self.gate.touched.add(unit)
         return dict.__getitem__(self, key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        self.gate.note(self.unit)
+        self.gate.note(self.unit, _reader())
         return dict.get(self, key, default)
 
     def items(self) -> ItemsView[str, nn.Parameter | None]:  # type: ignore[override]
-        self.gate.note(self.unit)
+        self.gate.note(self.unit, _reader())
         return dict.items(self)
 
     def values(self) -> ValuesView[nn.Parameter | None]:  # type: ignore[override]
-        self.gate.note(self.unit)
+        self.gate.note(self.unit, _reader())
         return dict.values(self)
 
     def pop(self, *args: Any) -> Any:
-        self.gate.note(self.unit)
+        self.gate.note(self.unit, _reader())
         return dict.pop(self, *args)
 
     def copy(self) -> dict[str, nn.Parameter | None]:
-        self.gate.note(self.unit)
+        self.gate.note(self.unit, _reader())
         return dict(dict.items(self))
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -30,9 +29,6 @@ class Entrance(Protocol):
     def abort(self) -> None:
         """Close the gate after an interruption."""
 
-    def fetch_whole(self, unit: Unit) -> None:
-        """Copy a unit that has no place in the plan."""
-
     def log_run(self, unit: Unit) -> None:
         """Hear that a streamed piece begins to run, and with which unit."""
 
@@ -47,17 +43,37 @@ class Hooks:
         self._hook_outer(session, model)
         for block in blocks:
             self._hook_outer(session, block)
-        before, after = _leaf_hooks(session)
-        for module in session.units:
-            self._handles.append(module.register_forward_pre_hook(before))
-            self._handles.append(module.register_forward_hook(after))
+        self._session = session
+        self._blocks = blocks
+        self._leaf_handles: list[RemovableHandle] = []
+        self._before, self._after = _leaf_hooks(session)
+
+    def place(self, learns: bool) -> None:
+        """Put hooks on the leaves: on all while learning, else on the ends of streamed pieces.
+
+        A compiled block needs them on all of its leaves, always: see `_leaf_hooks`.
+        """
+        self._session.gate.learns = learns
+        everywhere = learns or self.is_compiled
+        self._remove(self._leaf_handles)
+        for module, unit in self._session.units.items():
+            if everywhere or unit.is_first:
+                self._leaf_handles.append(module.register_forward_pre_hook(self._before))
+            if everywhere or unit.is_last:
+                self._leaf_handles.append(module.register_forward_hook(self._after))
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the model or its first block was given to ``compile()``."""
+        modules = [self._model, *self._blocks[:1]]
+        return any(module._compiled_call_impl is not None for module in modules)
 
     def _hook_outer(self, session: Entrance, module: nn.Module) -> None:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not torch.compiler.is_compiling():
                 session.enter(module, args, kwargs)
 
-        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def after(module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
             if not torch.compiler.is_compiling():
                 session.leave(module)
 
@@ -69,11 +85,16 @@ class Hooks:
 
     def remove(self) -> None:
         """Take every hook off; the forward wrapper stays, inert, where others wrapped it."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._remove(self._leaf_handles)
+        self._remove(self._handles)
         if self._model.__dict__.get("forward") is self._forward:
             del self._model.forward  # type: ignore[misc]
+
+    @staticmethod
+    def _remove(handles: list[RemovableHandle]) -> None:
+        for handle in handles:
+            handle.remove()
+        handles.clear()
 
 
 def _stop_cleanly(session: Entrance, model: nn.Module) -> Callable[..., Any]:
@@ -108,7 +129,7 @@ def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., N
     acquire = torch.ops.blockswap.acquire_.default
     release = torch.ops.blockswap.release_.default
 
-    def before(module: nn.Module, args: Any) -> None:
+    def before(module: nn.Module, _args: Any) -> None:
         if torch.compiler.is_compiling():
             acquire(token, weights_of(module))
             return
@@ -117,15 +138,12 @@ def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., N
             session.enter(module, (), {})
         gate.running = unit
         piece = unit.piece
-        if piece >= 0:
-            if piece != gate.live and not unit.is_diverted:
-                acquire(token, unit.weights)
-                gate.live = piece
-                session.log_run(unit)
-        elif not unit.is_planned:
-            session.fetch_whole(unit)
+        if piece >= 0 and piece != gate.live and not unit.is_diverted:
+            acquire(token, unit.weights)
+            gate.live = piece
+            session.log_run(unit)
 
-    def after(module: nn.Module, args: Any, output: Any) -> None:
+    def after(module: nn.Module, _args: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
             release(token, tensors_in(output), weights_of(module))
             return

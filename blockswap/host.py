@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from blockswap import _C
@@ -79,7 +80,7 @@ class Host:
             begin = end + 1
 
     def _may_move(self, group: Sequence[int]) -> bool:
-        contiguous = all(self.follows(b, a) for a, b in zip(group, group[1:], strict=False))
+        contiguous = all(self.follows(b, a) for a, b in itertools.pairwise(group))
         small = sum(self.image_bytes[leaf] for leaf in group) <= MAX_SCRATCH_BYTES
         return contiguous and small and all(self._binding.is_movable(leaf) for leaf in group)
 

@@ -138,7 +138,8 @@ class ModelState:
         self.small_bytes = self.host.image_bytes[small.index] if small else 0
         base = self._reserve(self.small_bytes + plan.resident_bytes + plan.ring_bytes)
         for unit in self.units.values():
-            unit.piece, unit.plan_piece, unit.is_last, unit.is_planned = -1, -1, False, False
+            unit.piece, unit.plan_piece = -1, -1
+            unit.is_first = unit.is_last = unit.is_planned = False
         cursor = base + self.small_bytes
         ring = cursor + plan.resident_bytes
         images: list[int] = []
@@ -153,6 +154,7 @@ class ModelState:
                 unit = self.units[leaf]
                 unit.plan_piece = number
                 unit.piece = -1 if piece.resident else number
+                unit.is_first = not piece.resident and leaf == members[0]
                 unit.is_last = not piece.resident and leaf == members[-1]
                 self._place(unit, address)
                 address += self.host.image_bytes[leaf]

@@ -9,8 +9,8 @@ from torch import nn
 
 from blockswap.blocks import Block, find_blocks
 
-# Smaller leaves (norms, small projections) never stream: they cost more calls than bytes. In a model
-# whose largest leaf is small itself, the bound is a share of that one.
+# Smaller leaves (norms, small projections) never stream: they cost more calls than bytes. In a
+# model whose largest leaf is small itself, the bound is a share of that one.
 MIN_LEAF_BYTES = 64 * 1024
 MIN_LEAF_SHARE = 1 / 64
 OUTSIDE = "(outside the blocks)"

@@ -43,7 +43,7 @@ class Session:
         self._autocast_cached = False
         self._hooks: Hooks | None = None
         self._state = ModelState(model, config, blocks, self.gate)
-        self._steward = Steward(self._state)
+        self._steward = Steward(self._state, self._place_hooks)
         self.gate.read_outside = weakref.WeakMethod(self.fetch_whole)
         self._start()
 
@@ -185,9 +185,14 @@ class Session:
         try:
             self._steward.start()
             self._hooks = Hooks(self, self.model, [block.module for block in self._blocks])
+            self._place_hooks()
         except BaseException:
             self._stop(detach=True)
             raise
+
+    def _place_hooks(self) -> None:
+        if self._hooks is not None:
+            self._hooks.place(learns=self._steward.traces)
 
     def _stop(self, detach: bool) -> None:
         if not self._inside.acquire(blocking=False):

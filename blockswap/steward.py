@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from blockswap import _C
 from blockswap.errors import CapError
@@ -29,6 +29,8 @@ logger = logging.getLogger("blockswap")
 LINK_PROBE_BYTES = 64 * 2**20
 LINK_PROBE_REPEATS = 40
 MAX_RELEARNED = 2
+MEASURED_AT_FIRST = 4
+MEASURED_EVERY = 32  # of which two steps: the first one times the copies for the second
 WORTH_INSTALLING = 0.995  # a refined plan replaces the running one when it is this much shorter
 
 
@@ -40,8 +42,9 @@ class Steward:
         plan, request, order: what is installed.
     """
 
-    def __init__(self, state: ModelState) -> None:
+    def __init__(self, state: ModelState, on_install: Callable[[], None]) -> None:
         self.state = state
+        self._on_install = on_install
         self.runs: list[int] = []
         self.link_bytes_per_s = 0.0
         self.notes: list[str] = []
@@ -61,6 +64,11 @@ class Steward:
     def is_ready(self) -> bool:
         """Whether the current input shape's plan is settled."""
         return self.learned.stage is Stage.READY
+
+    @property
+    def traces(self) -> bool:
+        """Whether each leaf is a streamed piece of its own now, and announces itself."""
+        return self.learned.stage in (Stage.TRACE, Stage.TIME)
 
     def start(self) -> None:
         """Measure the link and stream everything, in declared order, until more is known."""
@@ -124,6 +132,10 @@ class Steward:
             self._advance(self.learned)
         self._completed = False
         self.runs = []
+        # Measuring costs the host three events per piece: while it teaches, and now and then.
+        recent = self._steps_of_plan < MEASURED_AT_FIRST
+        self.state.engine.measure(not self.is_ready or recent or self.steps % MEASURED_EVERY < 2)
+        self._steps_of_plan += 1
         if not self.is_ready:
             self.state.memory.reset_peak()
 
@@ -159,10 +171,9 @@ class Steward:
         elif learned.stage is Stage.TIME:
             take_times(learned, self.state.engine.step_times(), self._members())
             if learned.steps >= TIMED_STEPS:
-                plan, request = self._make_plan(learned)
-                self._install(plan, request, learned.order)
-                learned.plan, learned.request = plan, request
+                learned.plan, learned.request = self._make_plan(learned)
                 learned.enter(Stage.SETTLE)
+                self._install(learned.plan, learned.request, learned.order)
         elif learned.steps >= SETTLING_STEPS:
             self._settle(learned)
             learned.enter(Stage.READY)
@@ -248,6 +259,8 @@ class Steward:
         self._seen = 0
         self.plan, self.request, self.order = plan, request, list(order)
         self.state.place(plan, request, self.order)
+        self._steps_of_plan = 0
+        self._on_install()
 
     # Telling -------------------------------------------------------------------------------------
 

@@ -51,9 +51,8 @@ void bind_request(py::module_& m) {
       .def(from_keywords<Block>("Block"))
       .def_readwrite("name", &Block::name)
       .def_readwrite("list", &Block::list)
-      .def("__repr__", [](const Block& block) {
-        return "Block(" + block.name + ", list=" + block.list + ")";
-      });
+      .def("__repr__",
+           [](const Block& block) { return "Block(" + block.name + ", list=" + block.list + ")"; });
   py::class_<Link>(m, "Link", "Speed of the way from home to device, and the cost of one copy.")
       .def(from_keywords<Link>("Link"))
       .def_readwrite("bytes_per_second", &Link::bytes_per_second)
@@ -112,10 +111,10 @@ void bind_result(py::module_& m) {
       .def_readwrite("search_visits", &Plan::search_visits)
       .def_readwrite("reason", &Plan::reason)
       .def("__repr__", [](const Plan& plan) {
-        return "Plan(" + std::to_string(plan.pieces.size()) + " pieces, resident_bytes=" +
-               bytes_text(plan.resident_bytes) + ", streamed_bytes=" +
-               bytes_text(plan.streamed_bytes) + ", ring_bytes=" + bytes_text(plan.ring_bytes) +
-               ")";
+        return "Plan(" + std::to_string(plan.pieces.size()) +
+               " pieces, resident_bytes=" + bytes_text(plan.resident_bytes) +
+               ", streamed_bytes=" + bytes_text(plan.streamed_bytes) +
+               ", ring_bytes=" + bytes_text(plan.ring_bytes) + ")";
       });
   py::class_<SimulatedPiece>(m, "SimulatedPiece", "One piece in the last simulated step.")
       .def(from_keywords<SimulatedPiece>("SimulatedPiece"))
@@ -126,8 +125,8 @@ void bind_result(py::module_& m) {
       .def_readwrite("stall_seconds", &SimulatedPiece::stall_seconds)
       .def("__repr__", [](const SimulatedPiece& piece) {
         return "SimulatedPiece(run " + std::to_string(piece.run_begin) + ".." +
-               std::to_string(piece.run_end) + " s, stall " +
-               std::to_string(piece.stall_seconds) + " s)";
+               std::to_string(piece.run_end) + " s, stall " + std::to_string(piece.stall_seconds) +
+               " s)";
       });
   py::class_<Simulation>(m, "Simulation", "A step in steady state.")
       .def(from_keywords<Simulation>("Simulation"))

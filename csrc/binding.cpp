@@ -9,9 +9,14 @@
 #include <mutex>
 
 #include "error.h"
+#include "os.h"
 
 namespace blockswap {
 namespace {
+
+// Tensors below malloc's threshold for a mapping of their own (32 MiB at most) go back to malloc,
+// not to the system; so often it is told to pass them on.
+constexpr int64_t kTrimBytes = int64_t{512} << 20;
 
 std::unordered_map<const c10::StorageImpl*, Binding*>& bindings_by_token() {
   static auto* all = new std::unordered_map<const c10::StorageImpl*, Binding*>;  // outlives exit
@@ -134,6 +139,7 @@ bool Binding::fill(HostArena& arena, int num_threads, const HostArena::Progress&
     return a->arena_offset < b->arena_offset;
   });
   std::vector<HostArena::Copy> copies;
+  std::atomic<int64_t> dropped_bytes{0};
   for (const LeafPlace* place : order) {
     for (const int64_t index : place->entries) {
       Entry& entry = entries_[static_cast<size_t>(index)];
@@ -141,13 +147,19 @@ bool Binding::fill(HostArena& arena, int num_threads, const HostArena::Progress&
         continue;
       }
       copies.push_back({entry.tensor.const_data_ptr(), place->arena_offset + entry.image_offset,
-                        entry.bytes, [&entry] {
+                        entry.bytes, [&entry, &dropped_bytes] {
                           assign(entry.tensor, entry.host);  // drops the original's memory
                           entry.adopted = true;
+                          const int64_t before = dropped_bytes.fetch_add(entry.bytes);
+                          if (before / kTrimBytes != (before + entry.bytes) / kTrimBytes) {
+                            os::return_freed_memory();
+                          }
                         }});
     }
   }
-  return arena.fill(copies, num_threads, progress, pin);
+  const bool complete = arena.fill(copies, num_threads, progress, pin);
+  os::return_freed_memory();
+  return complete;
 }
 
 void Binding::adopt(int64_t index) {

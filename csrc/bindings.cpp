@@ -149,6 +149,7 @@ void bind_engine(py::module_& m) {
                          reinterpret_cast<void*>(ring));
            })
       .def("stop", &Engine::stop, py::call_guard<py::gil_scoped_release>())
+      .def("measure", &Engine::measure)
       .def("begin_step",
            [](Engine& engine, const at::Tensor& token) {
              engine.begin_step(current_stream(token.device()));

@@ -34,8 +34,8 @@ std::vector<BlockCost> block_costs(const PlanRequest& request) {
 
 // Picks `count` of `blocks` (in running order) so that their middles come as near as possible to
 // the middles of `count` equal shares of the blocks' time; every block at most once.
-void spread_by_time(std::vector<int32_t> blocks, int32_t count,
-                    const std::vector<BlockCost>& costs, std::vector<char>& streams) {
+void spread_by_time(std::vector<int32_t> blocks, int32_t count, const std::vector<BlockCost>& costs,
+                    std::vector<char>& streams) {
   std::stable_sort(blocks.begin(), blocks.end(), [&](int32_t a, int32_t b) {
     if (costs[a].has_leaves != costs[b].has_leaves) return static_cast<bool>(costs[a].has_leaves);
     return costs[a].begin < costs[b].begin;
@@ -53,8 +53,7 @@ void spread_by_time(std::vector<int32_t> blocks, int32_t count,
   for (int32_t k = 0; k < count; ++k) {
     const double wanted = (k + 0.5) * total / count;
     const int32_t last = n - (count - k);  // leave enough blocks for the rest
-    while (next < last &&
-           std::fabs(middle[next + 1] - wanted) < std::fabs(middle[next] - wanted)) {
+    while (next < last && std::fabs(middle[next + 1] - wanted) < std::fabs(middle[next] - wanted)) {
       ++next;
     }
     streams[blocks[next++]] = 1;
@@ -118,7 +117,8 @@ std::vector<Piece> cut_pieces(const PlanRequest& request, int64_t target_bytes,
   std::vector<Piece> pieces;
   for (size_t l = 0; l < request.leaves.size(); ++l) {
     const Leaf& leaf = request.leaves[l];
-    bool joins = !pieces.empty() && !leaf.cut_before && pieces.back().bytes + leaf.bytes <= target_bytes;
+    bool joins =
+        !pieces.empty() && !leaf.cut_before && pieces.back().bytes + leaf.bytes <= target_bytes;
     if (joins) {
       const Leaf& before = request.leaves[l - 1];
       joins = level_of(before) == level_of(leaf) &&
@@ -127,8 +127,8 @@ std::vector<Piece> cut_pieces(const PlanRequest& request, int64_t target_bytes,
     if (!joins) {
       Piece piece;
       piece.first_leaf = static_cast<int32_t>(l);
-      piece.resident = leaf.priority == kPinned ||
-                       (!block_streams.empty() && !block_streams[leaf.block]);
+      piece.resident =
+          leaf.priority == kPinned || (!block_streams.empty() && !block_streams[leaf.block]);
       pieces.push_back(piece);
     }
     Piece& piece = pieces.back();

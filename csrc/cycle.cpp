@@ -17,10 +17,10 @@ Cycle::Cycle(const std::vector<Piece>& pieces, const PlanRequest& request)
   num_visits_ = visit.empty() ? 0 : visit.back() + 1;
   compute_seconds_ = head_seconds_;
   for (const Piece& piece : pieces) {
-    pieces_.push_back({piece.bytes, piece.seconds,
-                       static_cast<double>(piece.bytes) / link.bytes_per_second +
-                           link.seconds_per_copy,
-                       visit[piece.first_leaf], visit[piece.end_leaf - 1]});
+    pieces_.push_back(
+        {piece.bytes, piece.seconds,
+         static_cast<double>(piece.bytes) / link.bytes_per_second + link.seconds_per_copy,
+         visit[piece.first_leaf], visit[piece.end_leaf - 1]});
     compute_seconds_ += piece.seconds;
   }
   const size_t n = pieces.size();
@@ -195,8 +195,9 @@ void Cycle::find_overlaps() {
     int last = i;
     do {
       last = last > 0 ? last - 1 : n - 1;
-    } while (lookahead_ != 0 && last != i &&
-             (offset_[last] >= offset_[i] + bytes_[i] || offset_[i] >= offset_[last] + bytes_[last]));
+    } while (
+        lookahead_ != 0 && last != i &&
+        (offset_[last] >= offset_[i] + bytes_[i] || offset_[i] >= offset_[last] + bytes_[last]));
     after_[i] = last;
   }
   work_ += n;

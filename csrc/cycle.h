@@ -68,7 +68,7 @@ class Cycle {
 
   struct Cost {
     int64_t bytes;
-    double own;           // compute of the piece
+    double own;  // compute of the piece
     double copy;
     int32_t first_visit;  // block visits, counted in the order in which blocks run
     int32_t last_visit;

@@ -20,6 +20,7 @@ Engine::Engine(std::shared_ptr<Device> device, EngineOptions options)
     copy_streams_.push_back(device_->make_stream());
   }
   step_begin_ = device_->make_event();
+  measured_end_ = device_->make_event();
   step_end_ = device_->make_event();
   residents_ready_ = device_->make_event();
 }
@@ -31,6 +32,7 @@ Engine::~Engine() {
     // The driver is gone or failing: there is nothing left to wait for.
   }
   device_->destroy_event(step_begin_);
+  device_->destroy_event(measured_end_);
   device_->destroy_event(step_end_);
   device_->destroy_event(residents_ready_);
   for (const Device::Stream stream : copy_streams_) {
@@ -38,14 +40,16 @@ Engine::~Engine() {
   }
 }
 
+std::array<Device::Event*, 9> Engine::events_of(Track& track) {
+  return {&track.ready,         &track.done,       &track.copies[0].begin,
+          &track.copies[0].end, &track.copies[1].begin, &track.copies[1].end,
+          &track.wait_begin,    &track.wait_end,   &track.run_end};
+}
+
 void Engine::make_track(Track& track) {
-  for (Copy& copy : track.copies) {
-    copy.begin = device_->make_event();
-    copy.end = device_->make_event();
+  for (Device::Event* event : events_of(track)) {
+    *event = device_->make_event();
   }
-  track.wait_begin = device_->make_event();
-  track.wait_end = device_->make_event();
-  track.done = device_->make_event();
 }
 
 void Engine::destroy_events() {
@@ -53,13 +57,9 @@ void Engine::destroy_events() {
     if (plan_.pieces[i].resident) {
       continue;
     }
-    for (const Copy& copy : tracks_[i].copies) {
-      device_->destroy_event(copy.begin);
-      device_->destroy_event(copy.end);
+    for (const Device::Event* event : events_of(tracks_[i])) {
+      device_->destroy_event(*event);
     }
-    device_->destroy_event(tracks_[i].wait_begin);
-    device_->destroy_event(tracks_[i].wait_end);
-    device_->destroy_event(tracks_[i].done);
   }
   tracks_.clear();
 }
@@ -102,6 +102,7 @@ void Engine::stop() {
   plan_ = Plan{};
   actions_.clear();
   stepped_ = false;
+  measured_ = false;
   in_step_ = false;
   residents_pending_ = false;
 }
@@ -122,14 +123,13 @@ void Engine::enqueue_fetch(const Action& action, Device::Stream stream) {
     // Wait on done, not ready: the earlier piece's kernels may still read this range.
     device_->wait(stream, tracks_[static_cast<size_t>(action.overwritten)].done);
   }
-  if (action.unused >= 0) {
-    const Track& unused = tracks_[static_cast<size_t>(action.unused)];
-    device_->wait(stream, unused.copies[unused.newest_copy].end);
-  }
   track.newest_copy = 1 - track.newest_copy;
-  const Copy& copy = track.copies[track.newest_copy];
+  CopyTimes& copy = track.copies[track.newest_copy];
   const int64_t bytes = plan_.pieces[index].bytes;
-  device_->record(copy.begin, stream);
+  copy.recorded = measures_;
+  if (measures_) {
+    device_->record(copy.begin, stream);
+  }
   if (options_.throttle_bytes_per_second > 0.0) {
     const double slowdown = options_.link_bytes_per_second / options_.throttle_bytes_per_second;
     auto padding = static_cast<int64_t>(static_cast<double>(bytes) * (slowdown - 1.0));
@@ -138,7 +138,10 @@ void Engine::enqueue_fetch(const Action& action, Device::Stream stream) {
     }
   }
   device_->enqueue_copy(stream, targets_[index], images_[index], bytes);
-  device_->record(copy.end, stream);
+  device_->record(track.ready, stream);
+  if (measures_) {
+    device_->record(copy.end, stream);
+  }
   ++counters_.copies;
   counters_.copied_bytes += bytes;
 }
@@ -153,6 +156,13 @@ void Engine::perform(Device::Stream compute) {
                                 plan_.pieces[static_cast<size_t>(action.piece)].bytes);
         }
         device_->record(track.done, compute);
+        if (measures_) {
+          device_->record(track.run_end, compute);
+        }
+        break;
+      case Action::Kind::kOutrun:
+        device_->wait(plan_.copy_on_compute ? compute : copy_streams_[next_copy_stream_],
+                      track.ready);
         break;
       case Action::Kind::kFetch:
         if (plan_.copy_on_compute) {
@@ -163,11 +173,15 @@ void Engine::perform(Device::Stream compute) {
         }
         break;
       case Action::Kind::kWait:
-        device_->record(track.wait_begin, compute);
-        device_->wait(compute, track.copies[track.newest_copy].end);
-        device_->record(track.wait_end, compute);
-        track.run_copy = track.newest_copy;
-        track.ran = true;
+        if (measures_) {
+          device_->record(track.wait_begin, compute);
+          track.run_copy = track.newest_copy;
+          track.ran = true;
+        }
+        device_->wait(compute, track.ready);
+        if (measures_) {
+          device_->record(track.wait_end, compute);
+        }
         break;
     }
   }
@@ -189,12 +203,15 @@ void Engine::begin_step(Device::Stream compute) {
     device_->wait(compute, residents_ready_);
     residents_pending_ = false;
   }
-  for (Track& track : tracks_) {
-    track.ran = false;
-  }
   last_compute_ = compute;
   in_step_ = true;
-  device_->record(step_begin_, compute);
+  if (measures_) {
+    for (Track& track : tracks_) {
+      track.ran = false;
+    }
+    measured_ = false;
+    device_->record(step_begin_, compute);
+  }
   if (schedule_) {
     schedule_->fetch_ahead(actions_);
     perform(compute);
@@ -226,6 +243,10 @@ void Engine::end_step(Device::Stream compute) {
     perform(compute);
   }
   device_->record(step_end_, compute);
+  if (measures_) {
+    device_->record(measured_end_, compute);
+    measured_ = true;
+  }
   last_compute_ = compute;
   stepped_ = true;
   ++counters_.steps;
@@ -249,11 +270,11 @@ void Engine::invalidate(int32_t piece) {
 
 StepTimes Engine::step_times() {
   StepTimes times;
-  if (!stepped_ || in_step_ || !schedule_) {
+  if (!measured_ || in_step_ || !schedule_) {
     return times;
   }
   device_->synchronize(last_compute_);
-  times.step_seconds = device_->seconds_between(step_begin_, step_end_);
+  times.step_seconds = device_->seconds_between(step_begin_, measured_end_);
   for (size_t i = 0; i < tracks_.size(); ++i) {
     const Track& track = tracks_[i];
     if (plan_.pieces[i].resident || !track.ran) {
@@ -262,10 +283,11 @@ StepTimes Engine::step_times() {
     const auto since_begin = [&](Device::Event event) {
       return device_->seconds_between(step_begin_, event);
     };
-    const Copy& copy = track.copies[track.run_copy];
-    times.pieces.push_back({static_cast<int32_t>(i), since_begin(copy.begin),
-                            since_begin(copy.end), since_begin(track.wait_begin),
-                            since_begin(track.wait_end), since_begin(track.done)});
+    const CopyTimes& copy = track.copies[track.run_copy];
+    times.pieces.push_back({static_cast<int32_t>(i), copy.recorded ? since_begin(copy.begin) : NAN,
+                            copy.recorded ? since_begin(copy.end) : NAN,
+                            since_begin(track.wait_begin), since_begin(track.wait_end),
+                            since_begin(track.run_end)});
   }
   return times;
 }

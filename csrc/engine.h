@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -67,6 +68,9 @@ class Engine {
   // Waits for all copies; forgets the plan. Safe to call twice.
   void stop();
 
+  // Measures steps from the next one on, or stops: three more events per piece and step. The copies
+  // of a step's first pieces are known when the step before was measured, too.
+  void measure(bool on) { measures_ = on; }
   void begin_step(Device::Stream compute);
   void acquire(int32_t piece, Device::Stream compute);
   void release(int32_t piece, Device::Stream compute);
@@ -80,7 +84,7 @@ class Engine {
   // next step uses them.
   void invalidate(int32_t piece);
 
-  // Times of the last complete step. Blocks the host until it is done: not for the hot path.
+  // Times of the last measured step that is complete. Blocks the host until it is done: not for the hot path.
   StepTimes step_times();
   // Bytes per second of copying `bytes` from `host` to the ring, alone on the link. Blocks.
   double measure_link(const void* host, void* target, int64_t bytes, int repeats);
@@ -89,19 +93,24 @@ class Engine {
   Device& device() { return *device_; }
 
  private:
-  struct Copy {  // one fetch; two per piece, because the next step's fetch begins in this step
+  // Ordering and timing have events of their own: what a step measured stays readable while later
+  // steps, which measure nothing, record only `ready` and `done`.
+  struct CopyTimes {
     Device::Event begin, end;
+    bool recorded = false;
   };
   struct Track {
-    Copy copies[2];
-    int newest_copy = 0;   // copies[newest_copy].end is the ready event
-    int run_copy = 0;      // the one that the last run used
-    Device::Event wait_begin, wait_end, done;
-    bool ran = false;      // in the last complete step
+    Device::Event ready, done;
+    CopyTimes copies[2];   // two, because the next step's fetch begins in this step
+    int newest_copy = 0;
+    int run_copy = 0;      // the one that the last measured run used
+    Device::Event wait_begin, wait_end, run_end;
+    bool ran = false;      // in the last measured step
   };
 
   void perform(Device::Stream compute);
   void enqueue_fetch(const Action& action, Device::Stream stream);
+  static std::array<Device::Event*, 9> events_of(Track& track);
   void make_track(Track& track);
   void destroy_events();
 
@@ -109,10 +118,12 @@ class Engine {
   EngineOptions options_;
   std::vector<Device::Stream> copy_streams_;
   size_t next_copy_stream_ = 0;
-  Device::Event step_begin_, step_end_, residents_ready_;
+  Device::Event step_begin_, measured_end_, step_end_, residents_ready_;
   bool residents_pending_ = false;
   bool stepped_ = false;
   bool in_step_ = false;
+  bool measures_ = true;
+  bool measured_ = false;   // step_begin_, measured_end_ and the tracks hold a whole step's times
   Device::Stream last_compute_{};
 
   Plan plan_;

@@ -29,29 +29,38 @@ std::string reason_of(const Plan& plan, const PlanRequest& request, const Simula
   const double link = simulation.link_busy_seconds * 1e3;
   const double host = request.host_seconds * 1e3;
   if (host >= predicted * 0.999 && host > compute) {
-    return text("The host sets the pace: it needs %.1f ms to issue a step that takes %.1f ms of "
-                "compute and %.1f ms of copies.", host, compute, link);
+    return text(
+        "The host sets the pace: it needs %.1f ms to issue a step that takes %.1f ms of "
+        "compute and %.1f ms of copies.",
+        host, compute, link);
   }
   if (plan.streamed_bytes == 0) {
     return text("Everything stays on the device: compute alone sets the pace (%.1f ms).", compute);
   }
   if (plan.copy_on_compute) {
-    return text("Lookahead 0: %.1f ms of copies run on the compute stream, one after another with "
-                "%.1f ms of compute.", link, compute);
+    return text(
+        "Lookahead 0: %.1f ms of copies run on the compute stream, one after another with "
+        "%.1f ms of compute.",
+        link, compute);
   }
   if (predicted <= compute * 1.005) {
-    return text("Compute sets the pace (%.1f ms): all copies hide behind it, the link is busy for "
-                "%.1f ms.", compute, link);
+    return text(
+        "Compute sets the pace (%.1f ms): all copies hide behind it, the link is busy for "
+        "%.1f ms.",
+        compute, link);
   }
-  const std::string copies = format_bytes(plan.streamed_bytes) + text(
-      " at %.1f GB/s take %.1f ms", request.link.bytes_per_second / 1e9, link);
+  const std::string copies =
+      format_bytes(plan.streamed_bytes) +
+      text(" at %.1f GB/s take %.1f ms", request.link.bytes_per_second / 1e9, link);
   if (link >= predicted * 0.97) {
     return "The link sets the pace: " + copies +
            text(" of a step of %.1f ms; compute needs %.1f ms.", predicted, compute);
   }
   return "Neither can run through: " + copies +
-         text(", but the full ring holds the link up for %.1f ms and compute (%.1f ms) waits for "
-              "%.1f ms of copies.", predicted - link, compute, simulation.stall_seconds * 1e3);
+         text(
+             ", but the full ring holds the link up for %.1f ms and compute (%.1f ms) waits for "
+             "%.1f ms of copies.",
+             predicted - link, compute, simulation.stall_seconds * 1e3);
 }
 
 std::string explain(const Plan& plan, const PlanRequest& request) {
@@ -100,7 +109,7 @@ std::string explain(const Plan& plan, const PlanRequest& request) {
                 whole, part, gone, format_bytes(row.resident_bytes).c_str(),
                 format_bytes(row.streamed_bytes).c_str(), row.copies, row.seconds * 1e3);
   }
-  out += text("on the device %s: residents %s, ring %s", 
+  out += text("on the device %s: residents %s, ring %s",
               format_bytes(plan.resident_bytes + plan.ring_bytes).c_str(),
               format_bytes(plan.resident_bytes).c_str(), format_bytes(plan.ring_bytes).c_str());
   if (request.budget_bytes >= 0) out += ", budget " + format_bytes(request.budget_bytes);

@@ -2,6 +2,7 @@
 #include "os.h"
 
 #include <sched.h>
+#include <malloc.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -112,6 +113,12 @@ int64_t resident_bytes(const void* address, int64_t bytes) {
                                [](unsigned char page) { return (page & 1) != 0; });
   }
   return num_pages * page_bytes();
+}
+
+void return_freed_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 int num_usable_cores() {

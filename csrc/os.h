@@ -44,6 +44,9 @@ void discard(void* address, int64_t bytes);
 // How much of the range has physical pages; 0 when the system cannot tell.
 int64_t resident_bytes(const void* address, int64_t bytes);
 
+// Passes what malloc keeps of freed memory back to the system.
+void return_freed_memory();
+
 // Cores that this process may use: affinity and the container's quota, at least 1.
 int num_usable_cores();
 

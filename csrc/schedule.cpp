@@ -86,7 +86,7 @@ void Schedule::fetch(int32_t position, std::vector<Action>& actions) {
       action.overwritten = earlier.piece;
     }
     if (!earlier.used) {
-      action.unused = earlier.piece;
+      actions.push_back({Action::Kind::kOutrun, earlier.piece});
       earlier.used = true;
     }
   };

@@ -11,6 +11,7 @@ namespace blockswap {
 struct Action {
   enum class Kind {
     kRelease,  // compute: record the piece's done event
+    kOutrun,   // the next fetch's stream: wait for the piece's copy, which nobody will use
     kFetch,    // copy stream: wait for `overwritten` to be done, copy the image, record ready
     kWait,     // compute: wait for the piece's ready event
   };
@@ -18,8 +19,6 @@ struct Action {
   int32_t piece;
   // kFetch: the piece whose done event covers every earlier user of the range; -1 = never used.
   int32_t overwritten = -1;
-  // kFetch: a piece whose bytes were copied there but never used; its copy must end first. -1: none.
-  int32_t unused = -1;
 };
 
 // PURE. Decides, piece by piece, what the engine does when the model asks for a piece and when it

@@ -12,9 +12,9 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int kReplaySteps = 4;
-constexpr int kExhaustivePieces = 14;
 constexpr size_t kKeptStarts = 4;
 constexpr int kFewStreamed = 24;
+constexpr int kBisections = 16;
 constexpr double kNear = 1.03;
 // Among plans of nearly equal speed the one that leaves the link free wins, then the smaller ring.
 constexpr double kCopyWeight = 1e-3;
@@ -50,11 +50,6 @@ Search::Search(const std::vector<Piece>& pieces, const PlanRequest& request)
   floor_seconds_ = std::max(cycle_.compute_seconds(), request.host_seconds);
 }
 
-uint32_t Search::random(uint32_t below) {
-  random_state_ = random_state_ * 6364136223846793005ull + 1442695040888963407ull;
-  return static_cast<uint32_t>(((random_state_ >> 32) * below) >> 32);
-}
-
 double Search::judge(const std::vector<char>& resident, int64_t ring_limit, double threshold) {
   cycle_.select(resident);
   const double base = kCopyWeight * cycle_.copy_seconds();
@@ -70,8 +65,9 @@ double Search::judge(const std::vector<char>& resident, int64_t ring_limit, doub
   const double weight = ring_is_free() ? kUnboundedRingWeight : kRingWeight;
   const auto score = [&] {
     const double seconds = std::max(cycle_.replay(kReplaySteps), request_.host_seconds);
-    const double sum = seconds + base + weight * static_cast<double>(cycle_.ring_bytes()) /
-                                            request_.link.bytes_per_second;
+    const double sum =
+        seconds + base +
+        weight * static_cast<double>(cycle_.ring_bytes()) / request_.link.bytes_per_second;
     if (sum >= threshold) return sum;
     const double slow = std::max(cycle_.replay(kReplaySteps, kSlowLink), request_.host_seconds);
     return sum + kSlowLinkWeight * (slow - seconds);
@@ -96,8 +92,7 @@ bool Search::may_beat(int64_t streamed_bytes, double copy_seconds, double thresh
 }
 
 void Search::consider(const std::vector<char>& resident, int64_t ring_limit) {
-  const double worst =
-      starts_.size() < kKeptStarts ? kInfinity : starts_.back().score;
+  const double worst = starts_.size() < kKeptStarts ? kInfinity : starts_.back().score;
   const double score = judge(resident, ring_limit, worst);
   if (score >= worst) return;
   for (const Choice& start : starts_) {
@@ -135,7 +130,7 @@ bool Search::spread(int64_t ring, int64_t stream_bytes, double threshold,
   double low = 0.0, high = 6.0 * all / time;
   std::vector<char> tried(pieces_.size());
   bool found = false;
-  for (int round = 0; round < 24; ++round) {
+  for (int round = 0; round < kBisections; ++round) {
     const double rate = (low + high) / 2;
     double credit = std::min(rate * head, bank);
     int64_t streamed = 0;
@@ -177,9 +172,10 @@ void Search::sweep() {
     largest = std::max(largest, pieces_[p].bytes);
     smallest = std::min(smallest, pieces_[p].bytes);
   }
-  consider(all, request_.ring_bytes > 0 ? request_.ring_bytes
-                                        : std::numeric_limits<int64_t>::max());
-  if (largest == 0 || (found() && !movable_.empty())) return;  // everything fits
+  const int64_t unlimited =
+      request_.ring_bytes > 0 ? request_.ring_bytes : std::numeric_limits<int64_t>::max();
+  if (largest == 0 || !movable_.empty()) consider(all, unlimited);
+  if (found()) return;  // everything fits
 
   std::vector<int64_t> rings;
   if (request_.ring_bytes > 0) {
@@ -205,7 +201,7 @@ void Search::sweep() {
     return;
   }
   if (movable_.size() <= kExhaustivePieces) {
-    exhaust(rings);
+    exhaust(ring_is_free() ? rings : std::vector<int64_t>{unlimited});
     return;
   }
   for (int64_t ring : rings) {
@@ -213,8 +209,7 @@ void Search::sweep() {
     if (request_.budget_bytes >= 0) {
       stream = std::max(stream, total_bytes_ - (request_.budget_bytes - ring));
     }
-    const int64_t limit =
-        request_.ring_bytes > 0 || ring_is_free() ? ring : std::numeric_limits<int64_t>::max();
+    const int64_t limit = ring_is_free() ? ring : unlimited;
     for (double threshold : {0.2, 0.5, 0.8}) {
       if (spread(ring, std::min(stream, movable_bytes_), threshold, resident)) {
         consider(resident, limit);
@@ -225,10 +220,7 @@ void Search::sweep() {
   consider(resident, rings.back());
 }
 
-void Search::exhaust(const std::vector<int64_t>& rings) {
-  std::vector<int64_t> limits = {request_.ring_bytes > 0 ? request_.ring_bytes
-                                                         : std::numeric_limits<int64_t>::max()};
-  if (request_.ring_bytes == 0 && ring_is_free()) limits = rings;
+void Search::exhaust(const std::vector<int64_t>& ring_limits) {
   std::vector<char> resident(pieces_.size(), 1);
   for (uint32_t mask = 0; mask < (1u << movable_.size()); ++mask) {
     int highest_streamed = -1, lowest_resident = num_levels_;
@@ -240,95 +232,10 @@ void Search::exhaust(const std::vector<int64_t>& rings) {
       if (!stays) highest_streamed = std::max(highest_streamed, level_[p]);
     }
     if (highest_streamed > lowest_resident) continue;
-    for (int64_t limit : limits) {
+    for (int64_t limit : ring_limits) {
       const double score = judge(resident, limit, best_.score);
       if (score < best_.score) best_ = {resident, limit, score};
     }
-  }
-}
-
-bool Search::may_flip(const std::vector<char>& resident, int piece) const {
-  for (int p : movable_) {
-    if (resident[piece] ? (resident[p] && level_[p] < level_[piece])
-                        : (!resident[p] && level_[p] > level_[piece])) {
-      return false;
-    }
-  }
-  return true;
-}
-
-// Flips and swaps at random until `patience` of them in a row brought nothing.
-void Search::climb(Choice& choice, int patience, int64_t end_work) {
-  const uint32_t n = static_cast<uint32_t>(movable_.size());
-  std::vector<char>& resident = choice.resident;
-  int64_t streamed = 0;
-  double copies = 0.0;
-  for (size_t p = 0; p < pieces_.size(); ++p) {
-    if (resident[p]) continue;
-    streamed += pieces_[p].bytes;
-    copies += copy_seconds(static_cast<int>(p));
-  }
-  for (int failures = 0; failures < patience && work() < end_work; ++failures) {
-    cycle_.add_work(1);
-    const int a = movable_[random(n)];
-    int b = -1;
-    if (random(4) != 0) {
-      b = movable_[random(n)];
-      if (resident[a] == resident[b] || level_[a] != level_[b]) continue;
-    }
-    int64_t bytes = streamed;
-    double seconds = copies;
-    for (int p : {a, b}) {
-      if (p < 0) continue;
-      bytes += resident[p] ? pieces_[p].bytes : -pieces_[p].bytes;
-      seconds += resident[p] ? copy_seconds(p) : -copy_seconds(p);
-    }
-    if (!may_beat(bytes, seconds, choice.score)) continue;
-    if (b < 0 && num_levels_ > 1 && !may_flip(resident, a)) continue;
-    resident[a] ^= 1;
-    if (b >= 0) resident[b] ^= 1;
-    const double score = judge(resident, choice.ring_limit, choice.score);
-    if (score < choice.score) {
-      choice.score = score;
-      streamed = bytes;
-      copies = seconds;
-      failures = -1;
-    } else {
-      resident[a] ^= 1;
-      if (b >= 0) resident[b] ^= 1;
-    }
-  }
-}
-
-// Climbs from the best of the sweep, then again and again from the best set with a few pieces
-// changed: a local optimum is seldom far from a better one.
-void Search::improve(int64_t max_work) {
-  if (movable_.size() <= kExhaustivePieces || !found() || starts_.empty()) return;
-  const int64_t begin = work(), end = begin + max_work;
-  const uint32_t n = static_cast<uint32_t>(movable_.size());
-  const int patience = std::max(400, 12 * static_cast<int>(n));
-  const auto take = [&](const Choice& choice) {
-    if (choice.score < best_.score) best_ = choice;
-  };
-  for (size_t s = 0; s < starts_.size(); ++s) {
-    climb(starts_[s], patience, begin + max_work * (s + 1) / (2 * starts_.size()));
-    take(starts_[s]);
-  }
-  while (work() < end) {
-    Choice choice = random(4) != 0 ? best_ : starts_[random(static_cast<uint32_t>(starts_.size()))];
-    for (int changes = 2 + static_cast<int>(random(4)); changes > 0; --changes) {
-      const int a = movable_[random(n)], b = movable_[random(n)];
-      if (level_[a] == level_[b] && choice.resident[a] != choice.resident[b]) {
-        std::swap(choice.resident[a], choice.resident[b]);
-      } else if (num_levels_ == 1 || may_flip(choice.resident, a)) {
-        choice.resident[a] = 0;
-      }
-    }
-    choice.score = judge(choice.resident, choice.ring_limit, kInfinity);
-    cycle_.add_work(n);
-    if (choice.score == kInfinity) continue;
-    climb(choice, patience, end);
-    take(choice);
   }
 }
 

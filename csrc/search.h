@@ -31,6 +31,8 @@ class Search {
   int64_t replays() const { return replays_; }
 
  private:
+  static constexpr size_t kExhaustivePieces = 14;
+
   struct Choice {
     std::vector<char> resident;
     int64_t ring_limit = 0;
@@ -40,7 +42,7 @@ class Search {
   double judge(const std::vector<char>& resident, int64_t ring_limit, double threshold);
   void consider(const std::vector<char>& resident, int64_t ring_limit);
   bool spread(int64_t ring, int64_t stream_bytes, double threshold, std::vector<char>& resident);
-  void exhaust(const std::vector<int64_t>& rings);
+  void exhaust(const std::vector<int64_t>& ring_limits);
   void climb(Choice& choice, int patience, int64_t end_work);
   bool may_beat(int64_t streamed_bytes, double copy_seconds, double threshold) const;
   double copy_seconds(int piece) const {
@@ -55,14 +57,14 @@ class Search {
   const std::vector<Piece>& pieces_;
   const PlanRequest& request_;
   Cycle cycle_;
-  std::vector<int> movable_;         // pieces that are not settled by pins or by chosen blocks
-  std::vector<int> level_;           // per piece, dense from 0; -1 when settled
+  std::vector<int> movable_;  // pieces that are not settled by pins or by chosen blocks
+  std::vector<int> level_;    // per piece, dense from 0; -1 when settled
   int num_levels_ = 0;
   int64_t total_bytes_ = 0;
-  int64_t fixed_bytes_ = 0;          // residents that are settled
+  int64_t fixed_bytes_ = 0;  // residents that are settled
   int64_t movable_bytes_ = 0;
   double floor_seconds_ = 0.0;
-  std::vector<Choice> starts_;       // the best of the sweep, best first
+  std::vector<Choice> starts_;  // the best of the sweep, best first
   Choice best_;
   uint64_t random_state_ = 0x9e3779b97f4a7c15ull;
   int64_t replays_ = 0;

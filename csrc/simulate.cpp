@@ -78,8 +78,8 @@ Simulation simulate(const Plan& plan, const PlanRequest& request) {
       result.step_seconds = (ends.back() - ends[ends.size() - 1 - kPeriod]) / kPeriod;
     }
   }
-  result.step_seconds = std::max({result.step_seconds, result.link_busy_seconds,
-                                  request.host_seconds});
+  result.step_seconds =
+      std::max({result.step_seconds, result.link_busy_seconds, request.host_seconds});
   return result;
 }
 

@@ -71,9 +71,8 @@ void assign_slots(Plan& plan, const PlanRequest& request) {
   }
   if (cycle.largest_bytes() > plan.ring_bytes) {
     throw ConfigError("the ring has " + format_bytes(plan.ring_bytes) +
-                      " but the largest streamed piece has " +
-                      format_bytes(cycle.largest_bytes()) + " (" +
-                      std::to_string(cycle.largest_bytes()) +
+                      " but the largest streamed piece has " + format_bytes(cycle.largest_bytes()) +
+                      " (" + std::to_string(cycle.largest_bytes()) +
                       " bytes): enlarge swap_space to that, or lower block_size");
   }
   cycle.place(plan.ring_bytes, best_laps(cycle, plan.ring_bytes));
@@ -81,8 +80,8 @@ void assign_slots(Plan& plan, const PlanRequest& request) {
   plan.copy_on_compute = request.lookahead == 0;
 }
 
-void fill_budget(Plan& plan, const PlanRequest& request) {
-  if (!request.offload_blocks.empty() || plan.streamed_bytes == 0) return;
+bool fill_budget(Plan& plan, const PlanRequest& request) {
+  if (!request.offload_blocks.empty() || plan.streamed_bytes == 0) return false;
   const auto level = [&](int p) { return level_of(request.leaves[plan.pieces[p].first_leaf]); };
   std::vector<int> order(plan.pieces.size());
   std::iota(order.begin(), order.end(), 0);
@@ -96,8 +95,8 @@ void fill_budget(Plan& plan, const PlanRequest& request) {
     Piece& piece = plan.pieces[p];
     if (piece.resident) continue;
     if (level(p) < blocked) break;
-    const bool fits = request.budget_bytes < 0 || plan.resident_bytes + plan.ring_bytes +
-                                                          piece.bytes <= request.budget_bytes;
+    const bool fits = request.budget_bytes < 0 ||
+                      plan.resident_bytes + plan.ring_bytes + piece.bytes <= request.budget_bytes;
     if (!fits || plan.streamed_bytes - piece.bytes < request.offload_bytes) {
       blocked = level(p);
       continue;
@@ -106,11 +105,12 @@ void fill_budget(Plan& plan, const PlanRequest& request) {
     plan.resident_bytes += piece.bytes;
     plan.streamed_bytes -= piece.bytes;
   }
-  if (!filled) return;
+  if (!filled) return false;
   Cycle cycle(plan.pieces, request);
   select_streamed(cycle, plan);
   cycle.keep_slots(plan.pieces);
   take_slots(cycle, plan);
+  return true;
 }
 
 }  // namespace blockswap

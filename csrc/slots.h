@@ -12,7 +12,7 @@ Cycle::Laps best_laps(Cycle& cycle, int64_t limit_bytes);
 
 // Makes streamed pieces resident where the budget has room left beside the ring, highest level and
 // largest piece first, never below offload_bytes. The others keep their slots, so each fetch may
-// only start earlier: the step never gets longer.
-void fill_budget(Plan& plan, const PlanRequest& request);
+// only start earlier: the step never gets longer. True when it made any.
+bool fill_budget(Plan& plan, const PlanRequest& request);
 
 }  // namespace blockswap

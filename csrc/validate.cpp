@@ -106,8 +106,7 @@ void check_slots(const Plan& plan) {
           piece.slot_offset < live.slot_offset + live.bytes) {
         fail(streamed[i], "at " + range_of(piece) + " waits for piece " +
                               std::to_string(piece.after) + " only and would overwrite piece " +
-                              std::to_string(other) + " at " + range_of(live) +
-                              " before it ran");
+                              std::to_string(other) + " at " + range_of(live) + " before it ran");
       }
     }
   }
@@ -130,9 +129,9 @@ void check_levels(const Plan& plan, const PlanRequest& request) {
   const auto level = [&](size_t p) { return level_of(request.leaves[plan.pieces[p].first_leaf]); };
   for (size_t p = 0; p < plan.pieces.size(); ++p) {
     size_t& extreme = plan.pieces[p].resident ? lowest : highest;
-    const bool better = extreme == plan.pieces.size() ||
-                        (plan.pieces[p].resident ? level(p) < level(extreme)
-                                                 : level(p) > level(extreme));
+    const bool better =
+        extreme == plan.pieces.size() ||
+        (plan.pieces[p].resident ? level(p) < level(extreme) : level(p) > level(extreme));
     if (better) extreme = p;
   }
   if (lowest < plan.pieces.size() && highest < plan.pieces.size() &&

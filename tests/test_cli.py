@@ -119,11 +119,11 @@ def test_a_different_picture_is_told_and_fails(tmp_path, monkeypatch):
 
     def spoiling_attach(model, **config):
         with torch.no_grad():
-            model.conv_out.bias.add_(0.5)
+            model.proj_out.bias.add_(0.5)
         return real_attach(model, **config)
 
     monkeypatch.setattr(blockswap, "attach", spoiling_attach)
-    result = run("demo", "--out", tmp_path, "--device", "cpu", "--steps", 2)
+    result = run("demo", "--model", "flux", "--out", tmp_path, "--device", "cpu", "--steps", 2)
     assert result.exit_code == 1, result.output
     assert "identical   NO" in result.output
     assert (tmp_path / "unswapped.png").is_file()
@@ -146,32 +146,37 @@ def test_an_interrupt_in_a_swapped_run_leaves_the_model_whole(tmp_path, monkeypa
             if len(calls) == 2:
                 raise KeyboardInterrupt
 
-        seen["handle"] = model.mid_block.register_forward_pre_hook(interrupt)
+        seen["handle"] = model.transformer_blocks[1].register_forward_pre_hook(interrupt)
         return session
 
     monkeypatch.setattr(blockswap, "attach", interrupting_attach)
-    result = run("demo", "--out", tmp_path, "--device", "cpu", "--steps", 4)
+    result = run("demo", "--model", "flux", "--out", tmp_path, "--device", "cpu", "--steps", 4)
     assert result.exit_code == 130, result.output
     assert "interrupted" in result.stderr
     seen["handle"].remove()
     model = seen["model"]
     for name, value in model.state_dict().items():
         assert torch.equal(value, seen["weights"][name]), name
-    assert not model.mid_block._forward_pre_hooks
-    text = torch.zeros(1, 77, model.config.cross_attention_dim)
-    more = {"text_embeds": torch.zeros(1, 64), "time_ids": torch.zeros(1, 6)}
+    assert not any(module._forward_pre_hooks for module in model.modules())
     with torch.no_grad():
-        assert (
-            model(torch.zeros(1, 4, 32, 32), 1, text, added_cond_kwargs=more)
-            .sample.isfinite()
-            .all()
-        )
+        output = model(
+            hidden_states=torch.ones(1, 4, 64),
+            encoder_hidden_states=torch.ones(1, 2, model.config.joint_attention_dim),
+            pooled_projections=torch.ones(1, model.config.pooled_projection_dim),
+            timestep=torch.ones(1),
+            img_ids=torch.zeros(4, 3),
+            txt_ids=torch.zeros(2, 3),
+            guidance=torch.ones(1),
+        ).sample
+    assert output.isfinite().all()
     assert (tmp_path / "checkpoint" / "model_index.json").is_file()
 
 
 def test_control_c_ends_the_command_with_130_and_no_traceback(tmp_path):
     needs_diffusers()
-    arguments = command("demo", "--out", tmp_path, "--device", "cpu", "--steps", 900)
+    arguments = command(
+        "demo", "--model", "flux", "--out", tmp_path, "--device", "cpu", "--steps", 900
+    )
     process = subprocess.Popen(
         arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},

@@ -120,7 +120,7 @@ def _sdxl(size: str) -> DemoModel:
 def _sdxl_components(full: bool, draw: Draw, folder: Path) -> dict[str, Any]:
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 
-    widths = (320, 640, 1280) if full else (64, 128, 256)
+    widths = (320, 640, 1280) if full else (32, 64, 128)
     text, text_2 = _clip_config(full, 768, 12), _clip_config(full, 1280, 32)
     unet = draw(
         lambda: UNet2DConditionModel(

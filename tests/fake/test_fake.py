@@ -231,7 +231,9 @@ def test_current_stream_and_device_belong_to_the_thread(device_module):
     device_module.set_stream(device_module.Stream(1))
     seen = []
     thread = threading.Thread(
-        target=lambda: seen.append((device_module.current_device(), device_module.current_stream().stream_id))
+        target=lambda: seen.append(
+            (device_module.current_device(), device_module.current_stream().stream_id)
+        )
     )
     thread.start()
     thread.join()
@@ -364,7 +366,9 @@ OPERATORS = {
     "gelu": lambda f, g: f.gelu(g(4, 16), approximate="tanh"),
     "silu": lambda f, g: f.silu(g(4, 16)),
     "softmax": lambda f, g: f.softmax(g(4, 16), -1),
-    "attention": lambda f, g: f.scaled_dot_product_attention(g(2, 4, 7, 16), g(2, 4, 9, 16), g(2, 4, 9, 16)),
+    "attention": lambda f, g: f.scaled_dot_product_attention(
+        g(2, 4, 7, 16), g(2, 4, 9, 16), g(2, 4, 9, 16)
+    ),
     "interpolate": lambda f, g: f.interpolate(g(1, 2, 4, 4), scale_factor=2.0, mode="nearest"),
     "bilinear": lambda f, g: f.interpolate(g(1, 2, 4, 4), size=(7, 7), mode="bilinear"),
     "pad": lambda f, g: f.pad(g(1, 2, 4), (1, 2)),

@@ -1,0 +1,30 @@
+"""The README's figures come from committed results, and its first screen shows what matters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import tables
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_table_is_the_one_that_the_script_draws() -> None:
+    readme = (ROOT / "README.md").read_text()
+    results = tables.newest_results(ROOT / "benchmarks" / "results")
+    assert readme == tables.rewrite(readme, tables.make_table(results))
+
+
+def test_every_committed_row_is_bit_identical() -> None:
+    for name, result in tables.newest_results(ROOT / "benchmarks" / "results"):
+        for row in result["rows"]:
+            assert row["status"] == "ok", (name, row)
+            assert row["bit_identical"] is True, (name, row)
+            if row["cap_bytes"] is not None:
+                assert row["peak_allocated_bytes"] <= row["cap_bytes"], (name, row)
+
+
+def test_code_and_table_stand_in_the_first_screen() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert any(line.startswith("```python") for line in lines[:10])
+    assert any(line.startswith(tables.BEGIN) for line in lines[:20])

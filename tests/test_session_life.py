@@ -1,0 +1,262 @@
+"""A session from attach to detach: what fails, interrupts or changes underway leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from session_models import (
+    Stack,
+    assert_same,
+    assert_unchanged,
+    attach,
+    attach_ready,
+    bits_of,
+    describe,
+    make_input,
+    make_pair,
+    make_ready,
+    make_stack,
+    steps,
+)
+
+from blockswap.errors import UseError
+
+X = make_input()
+HALF = "4MiB"
+ALL = "1GB"  # everything streams
+FAILURES: list[type[BaseException]] = [RuntimeError, KeyboardInterrupt, SystemExit]
+
+
+def once(error: type[BaseException]) -> Callable[..., None]:
+    """Return a hook that raises the first time."""
+    pending = [error("from a test")]
+
+    def hook(*_: Any) -> None:
+        if pending:
+            raise pending.pop()
+
+    return hook
+
+
+# Attach, pause, resume, detach -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offload", [0, HALF, ALL])
+@pytest.mark.parametrize("num_steps", [0, 1, 9])
+def test_detach_restores_the_model_attribute_by_attribute(
+    offload: int | str, num_steps: int
+) -> None:
+    model, right = make_pair()
+    model.blocks[1].up.requires_grad_(True)
+    before = describe(model)
+    session = attach(model, offload=offload)
+    steps(model, X, num_steps)
+    session.detach()
+    assert session.state == "detached"
+    assert_unchanged(model, before)
+    session.detach()
+    assert_unchanged(model, before)
+    assert_same(model, right, X, 1)
+
+
+def test_pause_gives_ordinary_weights_back_and_resume_streams_again() -> None:
+    model, right = make_pair()
+    before = describe(model)
+    session = attach_ready(model, X, offload=HALF)
+    for _ in range(2):
+        session.pause()
+        assert session.state == "paused"
+        assert_unchanged(model, before)
+        assert_same(model, right, X, 1)
+        assert_same(copy.deepcopy(model), right, X, 1)
+        for each in (model, right):
+            each.blocks[0].up.weight.data += 0.01
+        before = describe(model)
+        session.resume()
+        assert session.state == "learning"
+        assert_same(model, right, X, 8)
+        assert session.state == "ready"
+
+
+def test_detached_session_cannot_resume() -> None:
+    session = attach(make_stack())
+    session.detach()
+    with pytest.raises(UseError, match=r"detached.*blockswap\.attach again"):
+        session.resume()
+
+
+def test_session_as_context_detaches() -> None:
+    model = make_stack()
+    before = describe(model)
+    with attach(model, offload=2) as session:
+        steps(model, X)
+    assert session.state == "detached"
+    assert_unchanged(model, before)
+
+
+def test_attaching_again_with_the_same_settings_returns_the_live_session() -> None:
+    model, right = make_pair()
+    session = attach(model, offload=HALF)
+    assert attach(model, offload=HALF) is session
+    session.pause()
+    assert attach(model, offload=HALF) is session
+    assert session.state == "learning"
+    assert_same(model, right, X)
+
+
+def test_attaching_again_with_other_settings_is_refused_by_name() -> None:
+    model, right = make_pair()
+    session = attach(model, offload=HALF)
+    with pytest.raises(UseError, match=r"\(offload, block_size differ\).*session\.detach\(\)"):
+        attach(model, offload=2, block_size="1MiB")
+    assert_same(model, right, X, 1)
+    session.detach()
+    assert attach(model, offload=2).state == "learning"
+
+
+def test_model_and_session_die_when_nobody_uses_them() -> None:
+    model = make_stack()
+    session = attach_ready(model, X, offload=HALF)
+    parameter = model.blocks[3].up.weight
+    values = parameter.clone()
+    dead = [weakref.ref(model), weakref.ref(session), weakref.ref(model.blocks[2].up)]
+    del model, session
+    gc.collect()
+    assert [ref() for ref in dead] == [None, None, None]
+    assert torch.equal(parameter, values), "a parameter that lives on lost its bytes"
+
+
+def test_report_of_each_state_can_be_printed() -> None:
+    model = make_stack()
+    session = attach(model, offload=HALF)
+    for act in (lambda: None, lambda: make_ready(session, X), session.pause, session.detach):
+        act()
+        report = session.report()
+        assert report.state == session.state
+        assert session.state in str(report)
+        report.to_json()
+
+
+# Failures ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["learning", "ready"])
+def streaming(request: pytest.FixtureRequest) -> Iterator[tuple[Stack, Stack]]:
+    """A model of which all streams, and what is right."""
+    model, right = make_pair()
+    attached = attach if request.param == "learning" else lambda m, **o: attach_ready(m, X, **o)
+    session = attached(model, offload=ALL)
+    yield model, right
+    assert bits_of(model) == bits_of(right)
+    assert_same(model, right, X, 1)
+    session.detach()
+    assert bits_of(model) == bits_of(right)
+
+
+@pytest.mark.parametrize("error", FAILURES)
+@pytest.mark.parametrize("where", ["blocks.2.mix", "blocks.3", "blocks.5.norm", "out"])
+def test_failure_inside_a_forward_leaves_the_next_one_right(
+    streaming: tuple[Stack, Stack], error: type[BaseException], where: str
+) -> None:
+    model, right = streaming
+    handle = model.get_submodule(where).register_forward_pre_hook(once(error))
+    with pytest.raises(error):
+        steps(model, X)
+    handle.remove()
+    assert bits_of(model) == bits_of(right)
+    assert_same(model, right, X, 9)
+
+
+@pytest.mark.parametrize("error", FAILURES)
+@pytest.mark.parametrize("alone", ["blocks.2", "blocks.2.up"])
+def test_failure_in_a_part_called_alone_leaves_weights_real_and_the_next_forward_right(
+    streaming: tuple[Stack, Stack], error: type[BaseException], alone: str
+) -> None:
+    model, right = streaming
+    leaf = model.blocks[2].up
+    handle = leaf.register_forward_pre_hook(once(error))
+    with pytest.raises(error), torch.no_grad():
+        model.get_submodule(alone)(X)
+    handle.remove()
+    assert bits_of(model) == bits_of(right)
+    assert_same(model, right, X, 2)
+
+
+def test_wrong_input_to_a_leaf_called_alone_leaves_weights_real(
+    streaming: tuple[Stack, Stack],
+) -> None:
+    model, right = streaming
+    with pytest.raises(RuntimeError, match="shapes"), torch.no_grad():
+        model.blocks[2].up(torch.zeros(2, 3))
+    assert bits_of(model) == bits_of(right)
+    assert_same(model, right, X, 2)
+
+
+PLACES = [
+    ("blockswap.host.Host.__init__", MemoryError),
+    ("blockswap.fixed.FixedTensors.to_device", OSError),
+    ("blockswap.host.Host.take", MemoryError),
+    ("blockswap.steward.Steward.start", RuntimeError),
+    ("blockswap.steward.Steward._measure_link", KeyboardInterrupt),
+    ("blockswap.session.Hooks", RuntimeError),
+]
+
+
+@pytest.mark.parametrize(("place", "error"), PLACES)
+def test_failure_while_attaching_leaves_the_model_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, place: str, error: type[BaseException]
+) -> None:
+    model, right = make_pair()
+    before = describe(model)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error("from a test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, fail)
+        with pytest.raises(error, match="from a test"):
+            attach(model, offload=HALF)
+    assert_unchanged(model, before)
+    assert_same(model, right, X, 1)
+    session = attach(model, offload=HALF)
+    assert_same(model, right, X, 8)
+    session.detach()
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("tick", [1, 3])
+def test_ctrl_c_while_weights_move_leaves_every_parameter_whole(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException], tick: int
+) -> None:
+    model, right = make_pair()
+    before = describe(model)
+    done: list[int] = []
+
+    class Interrupted:
+        def __init__(self, *_: Any) -> None: ...
+
+        def __enter__(self) -> Callable[[int], None]:
+            return self.tick
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def tick(self, num_bytes: int) -> None:
+            done.append(num_bytes)
+            if len(done) == tick:
+                raise error("from a test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("blockswap.host.progress", Interrupted)
+        patch.setattr("blockswap.host.CHUNK_BYTES", 2**20)
+        with pytest.raises(error, match="from a test"):
+            attach(model, offload=HALF)
+    assert_unchanged(model, before)
+    attach(model, offload=HALF)
+    assert_same(model, right, X, 2)
