@@ -223,7 +223,8 @@ def touch_memory(gib: int) -> None:
         "import numpy as np\n"
         "a = np.frombuffer(m, dtype=np.uint8)\n"
         "n = len(a) // 16\n"
-        "t = [threading.Thread(target=lambda i=i: a[i*n:(i+1)*n:4096].fill(1)) for i in range(16)]\n"
+        "work = lambda i: a[i * n : (i + 1) * n : 4096].fill(1)\n"
+        "t = [threading.Thread(target=work, args=(i,)) for i in range(16)]\n"
         "[x.start() for x in t]; [x.join() for x in t]\n"
     )
     if subprocess.run([sys.executable, "-c", quick], check=False).returncode != 0:
@@ -279,7 +280,8 @@ def one_line(row: dict[str, Any]) -> str:
         f" (predicted {row['predicted_ms'] or 0:.2f}, frontier {row['frontier_ms']:.2f},"
         f" efficiency {row['efficiency']:.4f}) peak {row['peak_allocated_bytes'] / GIB:.3f} GiB"
         f" streamed {row['streamed_bytes'] / GIB:.2f} ring {row['ring_bytes'] / 2**20:.0f} MiB,"
-        f" {row['copies_per_step']}/{row['num_pieces']} pieces, stall {row['stall_ms'] or 0:.1f} ms,"
+        f" {row['copies_per_step']}/{row['num_pieces']} pieces, stall {row['stall_ms'] or 0:.1f} ms"
+        f",
         f" setup {row['setup_s']:.1f} s, identical {row['bit_identical']}"
     )
 

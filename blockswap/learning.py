@@ -107,7 +107,7 @@ def refine(learned: Learned, times: _C.StepTimes, leaf_of_piece: Sequence[Sequen
 
 
 def copy_speed(times: _C.StepTimes, piece_bytes: Sequence[int], seconds_per_copy: float) -> float:
-    """Return bytes per second of a step's copies, their fixed cost apart; 0 when there were none."""
+    """Return bytes per second of a step's copies, fixed cost apart; 0 when there were none."""
     seconds = 0.0
     num_bytes = 0
     for span in times.pieces:

@@ -24,8 +24,6 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 
-_device_module: ModuleType | None = None
-
 
 def build_directory() -> Path:
     """Where this torch version's build lies; git ignores it."""
@@ -36,13 +34,14 @@ def build_directory() -> Path:
 
 def load(verbose: bool = False) -> ModuleType:
     """Build the backend if its sources changed, register it once, and return `torch.fake`."""
-    global _device_module
-    if _device_module is None:
-        import torch
-        from torch.utils import cpp_extension
+    import torch
+    from torch.utils import cpp_extension
 
-        from .device_module import make_device_module
+    from .device_module import FakeDeviceModule
 
+    # The process knows whether it was loaded; this file may be imported under two names by pytest.
+    device_module: ModuleType | None = getattr(torch, "fake", None)
+    if device_module is None:
         directory = build_directory()
         directory.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("MAX_JOBS", str(max(1, (os.cpu_count() or 2) // 2)))
@@ -54,10 +53,10 @@ def load(verbose: bool = False) -> ModuleType:
             verbose=verbose,
         )
         torch.utils.rename_privateuse1_backend("fake")
-        _device_module = make_device_module(extension)
-        torch._register_device_module("fake", _device_module)
+        device_module = FakeDeviceModule(extension)
+        torch._register_device_module("fake", device_module)
         torch.utils.generate_methods_for_privateuse1_backend()
         torch.set_num_threads(1)
         # Workers must not run kernels while the process takes PyTorch apart.
-        atexit.register(_device_module.drain)
-    return _device_module
+        atexit.register(device_module.drain)
+    return device_module

@@ -125,6 +125,17 @@ class FakeDeviceModule(ModuleType):
                     self.synchronize(index)
                     break
 
+    def reset(self) -> None:
+        """Idle, on stream 0 of device 0, no delays, limits, callbacks or counts: between tests."""
+        self.drain()
+        self.set_oom_callback(None)
+        for index in range(self.device_count()):
+            self.set_limit(None, index)
+            self.set_stream(self.default_stream(index))
+            self.reset_peak_memory_stats(index)
+        self.set_device(0)
+        self.clear_sync_fallbacks()
+
     # --- memory ----------------------------------------------------------------------------------
 
     def memory_allocated(self, device: Any = None) -> int:
@@ -167,11 +178,14 @@ class FakeDeviceModule(ModuleType):
         self._extension.set_limit(self._index(device), limit)
 
     def set_copy_delay(self, seconds_per_byte: float, seconds_per_copy: float = 0.0) -> None:
-        """Make each copy_ last longer, on the worker of its stream."""
+        """Make each copy_ that is called from now on last longer, on the worker of its stream."""
         self._extension.set_copy_delay(seconds_per_byte, seconds_per_copy)
 
     def set_body_delay(self, seconds: float | None) -> None:
-        """Let each asynchronous operator, fill_ included, sleep first on the worker of its stream."""
+        """Let each operator called from now on sleep first, on the worker of its stream.
+
+        Copies and operators that block the caller anyway do not sleep.
+        """
         self._extension.set_body_delay(seconds or 0.0)
 
     def set_random_delays(self, seed: int, max_seconds: float) -> None:
@@ -215,7 +229,3 @@ class FakeDeviceModule(ModuleType):
                 raise ValueError(f"expected a fake device, got {device}")
             device = device.index
         return self.current_device() if device is None else int(device)
-
-
-def make_device_module(extension: ModuleType) -> FakeDeviceModule:
-    return FakeDeviceModule(extension)

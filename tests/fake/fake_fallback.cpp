@@ -82,8 +82,8 @@ Tensor empty_like_result(const Tensor& result, c10::Device device) {
     return empty_strided(result.sizes(), result.strides(), result.scalar_type(), device);
   }
   // An expanded result has no memory of that shape to write to.
-  return empty_strided(
-      result.sizes(), result.new_empty(result.sizes()).strides(), result.scalar_type(), device);
+  return empty_strided(result.sizes(), result.new_empty(result.sizes()).strides(),
+                       result.scalar_type(), device);
 }
 
 void call_on_cpu(const OperatorHandle& op, Stack& stack) {
@@ -159,9 +159,10 @@ Stack run_waiting(const OperatorHandle& op, const Stack& args, c10::Device devic
 // One operator with all that it needs until it has run. Outputs are aliases: `held` keeps their bytes.
 struct Work {
   OperatorHandle op;
-  Stack args;                                     // CPU stand-ins
-  std::vector<Tensor> outputs;                    // in the order of results; undefined: not fresh
-  std::vector<std::shared_ptr<const void>> held;
+  Stack args = {};                   // CPU stand-ins
+  std::vector<Tensor> outputs = {};  // in the order of results; undefined: not fresh
+  std::vector<std::shared_ptr<const void>> held = {};
+  double delay_seconds = delays().body_seconds;  // as it is now, not when the worker gets here
 
   void hold_bytes(const Tensor& tensor) {
     if (tensor.is_privateuseone()) {
@@ -170,7 +171,7 @@ struct Work {
   }
 
   void operator()() {
-    sleep_seconds(delays().body_seconds);
+    sleep_seconds(delay_seconds);
     call_on_cpu(op, args);
     size_t next = 0;
     for (const IValue& result : args) {
@@ -184,9 +185,8 @@ struct Work {
   void write(const Tensor& output, const Tensor& result) const {
     if (output.defined() && result.defined()) {
       // Types may differ: layer_norm's statistics are float elsewhere, bfloat16 on the CPU.
-      TORCH_CHECK(
-          output.sizes() == result.sizes(), "meta kernel of ", name_of(op), " promised sizes ",
-          output.sizes(), " but the CPU kernel made ", result.sizes());
+      TORCH_CHECK(output.sizes() == result.sizes(), "meta kernel of ", name_of(op),
+                  " promised sizes ", output.sizes(), " but the CPU kernel made ", result.sizes());
       at::NoGradGuard no_grad;
       at::AutoDispatchBelowADInplaceOrView below_autograd;
       output.copy_(result);
@@ -194,13 +194,9 @@ struct Work {
   }
 };
 
-Stack run_later(
-    const OperatorHandle& op,
-    const Stack& args,
-    c10::Device device,
-    StandIns& meta,
-    const Stack& meta_results) {
-  Work work{op, {}, {}, {}};
+Stack run_later(const OperatorHandle& op, const Stack& args, c10::Device device, StandIns& meta,
+                const Stack& meta_results) {
+  Work work{op};
   bool has_work = false;
   for_each_written(op, args, [&](const Tensor& tensor) {
     has_work = true;
@@ -279,11 +275,8 @@ Tensor cpu_alias(const Tensor& tensor) {
   return StandIns(c10::kCPU, /*copy_host_tensors=*/false).of(tensor);
 }
 
-Tensor empty_strided(
-    at::IntArrayRef sizes,
-    at::IntArrayRef strides,
-    at::ScalarType dtype,
-    at::Device device) {
+Tensor empty_strided(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype,
+                     at::Device device) {
   c10::DeviceGuard guard(device);
   constexpr c10::DispatchKeySet keys(c10::DispatchKey::PrivateUse1);
   return at::detail::empty_strided_generic(sizes, strides, device_allocator(), keys, dtype);

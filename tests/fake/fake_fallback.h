@@ -24,10 +24,7 @@ void clear_sync_fallbacks();
 // The same bytes seen as a CPU tensor; owns nothing.
 at::Tensor cpu_alias(const at::Tensor& tensor);
 // A tensor on the fake device; the bytes are poison.
-at::Tensor empty_strided(
-    at::IntArrayRef sizes,
-    at::IntArrayRef strides,
-    at::ScalarType dtype,
-    at::Device device);
+at::Tensor empty_strided(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype,
+                         at::Device device);
 
 }  // namespace fake

@@ -24,21 +24,15 @@ Device with_index(Device device) {
   return Device(c10::kPrivateUse1, static_cast<DeviceIndex>(index));
 }
 
-int index_of(Device device) {
-  return with_index(device).index();
-}
+int index_of(Device device) { return with_index(device).index(); }
 
 StreamQueue& queue_of(const Stream& stream) {
   return stream_queue(index_of(stream.device()), stream.id());
 }
 
 struct GuardImpl final : c10::impl::DeviceGuardImplInterface {
-  c10::DeviceType type() const override {
-    return c10::kPrivateUse1;
-  }
-  DeviceIndex deviceCount() const noexcept override {
-    return kNumDevices;
-  }
+  c10::DeviceType type() const override { return c10::kPrivateUse1; }
+  DeviceIndex deviceCount() const noexcept override { return kNumDevices; }
   Device getDevice() const override {
     return Device(c10::kPrivateUse1, static_cast<DeviceIndex>(current_device()));
   }
@@ -47,9 +41,7 @@ struct GuardImpl final : c10::impl::DeviceGuardImplInterface {
     setDevice(device);
     return old;
   }
-  void setDevice(Device device) const override {
-    set_current_device(index_of(device));
-  }
+  void setDevice(Device device) const override { set_current_device(index_of(device)); }
   void uncheckedSetDevice(Device device) const noexcept override {
     set_current_device(index_of(device));
   }
@@ -71,27 +63,18 @@ struct GuardImpl final : c10::impl::DeviceGuardImplInterface {
     set_current_stream(index_of(stream.device()), stream.id());
     return old;
   }
-  void* getStreamNativeHandle(const Stream stream) const override {
-    return &queue_of(stream);
-  }
-  bool queryStream(const Stream& stream) const override {
-    return queue_of(stream).idle();
-  }
-  void synchronizeStream(const Stream& stream) const override {
-    queue_of(stream).synchronize();
-  }
+  bool queryStream(const Stream& stream) const override { return queue_of(stream).idle(); }
+  void synchronizeStream(const Stream& stream) const override { queue_of(stream).synchronize(); }
   void synchronizeDevice(const DeviceIndex device) const override {
     fake::synchronize_device(device < 0 ? current_device() : device);
   }
-  void recordDataPtrOnStream(const c10::DataPtr& /*data*/, const Stream& /*stream*/) const override {
+  void recordDataPtrOnStream(const c10::DataPtr& /*data*/,
+                             const Stream& /*stream*/) const override {
     // Every task holds the allocations that it uses.
   }
 
-  void record(
-      void** event,
-      const Stream& stream,
-      const DeviceIndex /*device*/,
-      const c10::EventFlag /*flag*/) const override {
+  void record(void** event, const Stream& stream, const DeviceIndex /*device*/,
+              const c10::EventFlag /*flag*/) const override {
     if (*event == nullptr) {
       *event = new Event;
     }
@@ -122,21 +105,11 @@ struct GuardImpl final : c10::impl::DeviceGuardImplInterface {
 C10_REGISTER_GUARD_IMPL(PrivateUse1, GuardImpl);
 
 struct Hooks final : at::PrivateUse1HooksInterface {
-  bool isBuilt() const override {
-    return true;
-  }
-  bool isAvailable() const override {
-    return true;
-  }
-  bool hasPrimaryContext(DeviceIndex /*device*/) const override {
-    return true;
-  }
-  DeviceIndex deviceCount() const override {
-    return kNumDevices;
-  }
-  void setCurrentDevice(DeviceIndex device) const override {
-    set_current_device(device);
-  }
+  bool isBuilt() const override { return true; }
+  bool isAvailable() const override { return true; }
+  bool hasPrimaryContext(DeviceIndex /*device*/) const override { return true; }
+  DeviceIndex deviceCount() const override { return kNumDevices; }
+  void setCurrentDevice(DeviceIndex device) const override { set_current_device(device); }
   DeviceIndex getCurrentDevice() const override {
     return static_cast<DeviceIndex>(current_device());
   }
@@ -148,17 +121,13 @@ struct Hooks final : at::PrivateUse1HooksInterface {
   DeviceIndex maybeExchangeDevice(DeviceIndex device) const override {
     return device < 0 ? getCurrentDevice() : exchangeDevice(device);
   }
-  bool isPinnedPtr(const void* address) const override {
-    return is_pinned(address);
-  }
-  at::Allocator* getPinnedMemoryAllocator() const override {
-    return pinned_allocator();
-  }
+  bool isPinnedPtr(const void* address) const override { return is_pinned(address); }
+  at::Allocator* getPinnedMemoryAllocator() const override { return pinned_allocator(); }
   Device getDeviceFromPtr(void* address) const override {
     const int device = device_of(address);
-    TORCH_CHECK(
-        device >= 0, "address ", address, " is not in the fake device's memory: at::from_blob on ",
-        "memory of your own needs target_device");
+    TORCH_CHECK(device >= 0, "address ", address,
+                " is not in the fake device's memory: at::from_blob on ",
+                "memory of your own needs target_device");
     return Device(c10::kPrivateUse1, static_cast<DeviceIndex>(device));
   }
   // Random operators run on the CPU's generator, so the same seed gives the same values as there.

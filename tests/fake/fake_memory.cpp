@@ -75,10 +75,9 @@ Quarantine& quarantine() {
 
 // Owns one allocation's bytes. Shared by its DataPtr and the tasks that hold it.
 struct Block {
-  Block(int on_device, size_t size) : device(on_device), bytes(size), address(allocate_poisoned(size)) {}
-  ~Block() {
-    quarantine().add(address, bytes);
-  }
+  Block(int on_device, size_t size)
+      : device(on_device), bytes(size), address(allocate_poisoned(size)) {}
+  ~Block() { quarantine().add(address, bytes); }
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
 
@@ -131,9 +130,9 @@ void* device_malloc(int device, size_t bytes) {
     }
     if (!callback || !callback(device, bytes)) {
       const MemoryUse use = memory_use(device);
-      TORCH_CHECK_WITH(
-          OutOfMemoryError, false, "fake out of memory. Tried to allocate ", bytes, " bytes on device ",
-          device, ": ", use.used_bytes, " of ", use.limit_bytes, " bytes are in use");
+      TORCH_CHECK_WITH(OutOfMemoryError, false, "fake out of memory. Tried to allocate ", bytes,
+                       " bytes on device ", device, ": ", use.used_bytes, " of ", use.limit_bytes,
+                       " bytes are in use");
     }
   }
   auto block = std::make_shared<Block>(device, bytes);
@@ -164,15 +163,11 @@ struct DeviceAllocator final : c10::DeviceAllocator {
     const c10::Device where(c10::kPrivateUse1, static_cast<c10::DeviceIndex>(device));
     return {address, address, &device_free, where};
   }
-  at::DeleterFnPtr raw_deleter() const override {
-    return &device_free;
-  }
+  at::DeleterFnPtr raw_deleter() const override { return &device_free; }
   void copy_data(void* to, const void* from, size_t bytes) const override {
     std::memcpy(to, from, bytes);
   }
-  bool initialized() override {
-    return true;
-  }
+  bool initialized() override { return true; }
   void emptyCache(c10::MempoolId_t /*pool*/) override {}
   void recordStream(const c10::DataPtr& /*data*/, c10::Stream /*stream*/) override {}  // see hold()
   c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex device) override {
@@ -185,10 +180,9 @@ struct DeviceAllocator final : c10::DeviceAllocator {
     return stats;
   }
   void resetAccumulatedStats(c10::DeviceIndex /*device*/) override {}
-  void resetPeakStats(c10::DeviceIndex device) override {
-    reset_peak(device);
-  }
-  std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex device) override {
+  void resetPeakStats(c10::DeviceIndex device) override { reset_peak(device); }
+  // Not marked override: not every supported PyTorch declares it.
+  std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex device) {
     const MemoryUse use = memory_use(device);
     return {static_cast<size_t>(std::max<int64_t>(0, use.limit_bytes - use.used_bytes)),
             static_cast<size_t>(use.limit_bytes)};
@@ -224,9 +218,7 @@ struct PinnedAllocator final : at::HostAllocator {
     }
     return {address, address, &release, c10::Device(c10::kCPU)};
   }
-  at::DeleterFnPtr raw_deleter() const override {
-    return &release;
-  }
+  at::DeleterFnPtr raw_deleter() const override { return &release; }
   void copy_data(void* to, const void* from, size_t bytes) const override {
     std::memcpy(to, from, bytes);
   }
@@ -235,9 +227,7 @@ struct PinnedAllocator final : at::HostAllocator {
     return true;
   }
   void empty_cache() override {}
-  at::HostStats get_stats() override {
-    return {};
-  }
+  at::HostStats get_stats() override { return {}; }
   void reset_accumulated_stats() override {}
   void reset_peak_stats() override {}
 };
@@ -267,9 +257,7 @@ void set_out_of_memory_callback(OutOfMemoryCallback callback) {
   accounts().on_out_of_memory.swap(callback);
 }
 
-int64_t num_writes_after_free() {
-  return quarantine().num_written();
-}
+int64_t num_writes_after_free() { return quarantine().num_written(); }
 
 std::shared_ptr<const void> hold(const c10::DataPtr& data) {
   return data.get_deleter() == &device_free ? find_block(data.get()) : nullptr;
@@ -280,20 +268,16 @@ int device_of(const void* address) {
   return block ? block->device : -1;
 }
 
-c10::DeviceAllocator* device_allocator() {
-  return &device_allocator_instance;
-}
+c10::DeviceAllocator* device_allocator() { return &device_allocator_instance; }
 
 bool is_pinned(const void* address) {
   const auto key = reinterpret_cast<uintptr_t>(address);
   std::lock_guard lock(PinnedAllocator::mutex());
   auto next = PinnedAllocator::ranges().upper_bound(key);
   return next != PinnedAllocator::ranges().begin() &&
-      key < std::prev(next)->first + std::prev(next)->second;
+         key < std::prev(next)->first + std::prev(next)->second;
 }
 
-c10::Allocator* pinned_allocator() {
-  return &pinned_allocator_instance;
-}
+c10::Allocator* pinned_allocator() { return &pinned_allocator_instance; }
 
 }  // namespace fake

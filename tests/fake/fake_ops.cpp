@@ -26,27 +26,20 @@ using at::Tensor;
 
 constexpr c10::DispatchKeySet kKeys(c10::DispatchKey::PrivateUse1);
 
-Tensor empty_memory_format(
-    IntArrayRef size,
-    std::optional<at::ScalarType> dtype,
-    std::optional<at::Layout> /*layout*/,
-    std::optional<at::Device> device,
-    std::optional<bool> /*pin_memory*/,
-    std::optional<at::MemoryFormat> format) {
+Tensor empty_memory_format(IntArrayRef size, std::optional<at::ScalarType> dtype,
+                           std::optional<at::Layout> /*layout*/, std::optional<at::Device> device,
+                           std::optional<bool> /*pin_memory*/,
+                           std::optional<at::MemoryFormat> format) {
   c10::DeviceGuard guard(c10::device_or_default(device));
-  return at::detail::empty_generic(
-      size, device_allocator(), kKeys, c10::dtype_or_default(dtype), format);
+  return at::detail::empty_generic(size, device_allocator(), kKeys, c10::dtype_or_default(dtype),
+                                   format);
 }
 
-Tensor empty_strided_options(
-    IntArrayRef size,
-    IntArrayRef stride,
-    std::optional<at::ScalarType> dtype,
-    std::optional<at::Layout> /*layout*/,
-    std::optional<at::Device> device,
-    std::optional<bool> /*pin_memory*/) {
-  return empty_strided(
-      size, stride, c10::dtype_or_default(dtype), c10::device_or_default(device));
+Tensor empty_strided_options(IntArrayRef size, IntArrayRef stride,
+                             std::optional<at::ScalarType> dtype,
+                             std::optional<at::Layout> /*layout*/, std::optional<at::Device> device,
+                             std::optional<bool> /*pin_memory*/) {
+  return empty_strided(size, stride, c10::dtype_or_default(dtype), c10::device_or_default(device));
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -60,11 +53,10 @@ struct Copy {
   Tensor host;
   std::shared_ptr<const void> held_from;
   std::shared_ptr<const void> held_to;
+  double delay_seconds;
 
   void operator()() const {
-    sleep_seconds(
-        delays().copy_seconds_per_copy +
-        delays().copy_seconds_per_byte * static_cast<double>(to.nbytes()));
+    sleep_seconds(delay_seconds);
     at::NoGradGuard no_grad;
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     to.copy_(from);
@@ -86,10 +78,14 @@ Tensor copy_from(const Tensor& self, const Tensor& dst, bool non_blocking) {
     destination_is_free.record(current_queue(dst.device().index()));
     destination_is_free.block(queue);
   }
-  queue.enqueue(Copy{
-      cpu_alias(self), cpu_alias(dst), self.is_cpu() ? self : dst.is_cpu() ? dst : Tensor(),
-      self.is_cpu() ? nullptr : hold(self.storage().data_ptr()),
-      dst.is_cpu() ? nullptr : hold(dst.storage().data_ptr())});
+  queue.enqueue(Copy{cpu_alias(self), cpu_alias(dst),
+                     self.is_cpu()  ? self
+                     : dst.is_cpu() ? dst
+                                    : Tensor(),
+                     self.is_cpu() ? nullptr : hold(self.storage().data_ptr()),
+                     dst.is_cpu() ? nullptr : hold(dst.storage().data_ptr()),
+                     delays().copy_seconds_per_copy +
+                         delays().copy_seconds_per_byte * static_cast<double>(dst.nbytes())});
   if (is_peer_copy) {
     Event copied;
     copied.record(queue);
@@ -109,10 +105,8 @@ Tensor copy_from_and_resize(const Tensor& self, const Tensor& dst) {
 // ------------------------------------------------------------------------------------------------
 // Metadata
 
-const Tensor& resize_(
-    const Tensor& self,
-    IntArrayRef size,
-    std::optional<at::MemoryFormat> format) {
+const Tensor& resize_(const Tensor& self, IntArrayRef size,
+                      std::optional<at::MemoryFormat> format) {
   auto* impl = self.unsafeGetTensorImpl();
   const size_t needed_bytes =
       at::detail::computeStorageNbytesContiguous(size, self.itemsize(), self.storage_offset());
@@ -126,24 +120,15 @@ const Tensor& resize_(
   return self;
 }
 
-Tensor view(const Tensor& self, IntArrayRef size) {
-  return at::native::view(self, size);
-}
+Tensor view(const Tensor& self, IntArrayRef size) { return at::native::view(self, size); }
 
-Tensor as_strided(
-    const Tensor& self,
-    IntArrayRef size,
-    IntArrayRef stride,
-    std::optional<int64_t> offset) {
+Tensor as_strided(const Tensor& self, IntArrayRef size, IntArrayRef stride,
+                  std::optional<int64_t> offset) {
   return at::native::as_strided_tensorimpl(self, size, stride, offset);
 }
 
-Tensor& set_storage_offset(
-    Tensor& self,
-    at::Storage source,
-    int64_t offset,
-    IntArrayRef size,
-    IntArrayRef stride) {
+Tensor& set_storage_offset(Tensor& self, at::Storage source, int64_t offset, IntArrayRef size,
+                           IntArrayRef stride) {
   return at::native::set_storage_cpu_(self, std::move(source), offset, size, stride);
 }
 
@@ -153,8 +138,8 @@ Tensor& set_storage(Tensor& self, at::Storage source) {
 }
 
 Tensor& set_tensor(Tensor& self, const Tensor& source) {
-  return at::native::set_storage_cpu_(
-      self, source.storage(), source.storage_offset(), source.sizes(), source.strides());
+  return at::native::set_storage_cpu_(self, source.storage(), source.storage_offset(),
+                                      source.sizes(), source.strides());
 }
 
 void record_stream(Tensor& /*self*/, c10::Stream /*stream*/) {
@@ -178,10 +163,9 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
 
   // Composites that take another path on the CPU than on a foreign device: run whole, they give the CPU's
   // bits. (Every operator with both a CPU and a composite kernel, and two that ask for the device.)
-  for (const char* name :
-       {"_stack", "_stack.out", "addr", "addr.out", "convolution", "linalg__powsum",
-        "native_channel_shuffle", "native_group_norm", "native_layer_norm",
-        "scaled_dot_product_attention"}) {
+  for (const char* name : {"_stack", "_stack.out", "addr", "addr.out", "convolution",
+                           "linalg__powsum", "native_channel_shuffle", "native_group_norm",
+                           "native_layer_norm", "scaled_dot_product_attention"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&run_operator>());
   }
 }

@@ -132,10 +132,9 @@ void StreamQueue::rethrow_error() {
 StreamQueue& stream_queue(int device, int64_t stream) {
   static auto* queues = new StreamQueue[kNumDevices * kNumStreams];  // outlives its workers: leaked
   if (device < 0 || device >= kNumDevices || stream < 0 || stream >= kNumStreams) {
-    throw std::out_of_range(
-        "fake device has no stream " + std::to_string(stream) + " on device " +
-        std::to_string(device) + ": it has " + std::to_string(kNumDevices) + " devices with " +
-        std::to_string(kNumStreams) + " streams each");
+    throw std::out_of_range("fake device has no stream " + std::to_string(stream) + " on device " +
+                            std::to_string(device) + ": it has " + std::to_string(kNumDevices) +
+                            " devices with " + std::to_string(kNumStreams) + " streams each");
   }
   return queues[device * kNumStreams + stream];
 }
@@ -154,27 +153,21 @@ thread_local int this_device = 0;
 thread_local int64_t this_stream[kNumDevices] = {};
 }  // namespace
 
-int current_device() {
-  return this_device;
-}
+int current_device() { return this_device; }
 
 void set_current_device(int device) {
   stream_queue(device, 0);  // refuses a device that does not exist
   this_device = device;
 }
 
-int64_t current_stream(int device) {
-  return this_stream[device];
-}
+int64_t current_stream(int device) { return this_stream[device]; }
 
 void set_current_stream(int device, int64_t stream) {
   stream_queue(device, stream);
   this_stream[device] = stream;
 }
 
-StreamQueue& current_queue(int device) {
-  return stream_queue(device, current_stream(device));
-}
+StreamQueue& current_queue(int device) { return stream_queue(device, current_stream(device)); }
 
 int64_t next_pool_stream(int device) {
   static std::atomic<int64_t> next[kNumDevices] = {};

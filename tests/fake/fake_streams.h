@@ -27,7 +27,8 @@ constexpr int kNumStreams = 8;  // per device; stream 0 is the default stream
 
 using Task = std::function<void()>;
 
-// Injected slowness. Applied on the workers, so that the host runs ahead as it does of a GPU.
+// Injected slowness. Slept on the workers, so that the host runs ahead as it does of a GPU. Body and
+// copy delays are those in force when the operator is called.
 struct Delays {
   std::atomic<double> body_seconds{0};           // before each asynchronous operator
   std::atomic<double> copy_seconds_per_byte{0};  // a link's bandwidth
@@ -98,9 +99,7 @@ class Mark {
   void wait();  // may be called on a worker: needs no GIL and throws nothing
   bool completed();
   std::chrono::steady_clock::time_point time();
-  StreamQueue& queue() {
-    return queue_;
-  }
+  StreamQueue& queue() { return queue_; }
 
  private:
   StreamQueue& queue_;

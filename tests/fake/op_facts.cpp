@@ -33,9 +33,9 @@ c10::Device common_device(const OperatorHandle& op, const Stack& args) {
       }
     });
   }
-  TORCH_CHECK(
-      !device || !other, "Expected all tensors to be on the same device, but found at least two devices, ",
-      *device, " and ", *other, ", in ", name_of(op));
+  TORCH_CHECK(!device || !other,
+              "Expected all tensors to be on the same device, but found at least two devices, ",
+              *device, " and ", *other, ", in ", name_of(op));
   const c10::Device chosen = device.value_or(wanted.value_or(c10::Device(c10::kPrivateUse1)));
   const int index = chosen.has_index() ? chosen.index() : current_device();
   return c10::Device(c10::kPrivateUse1, static_cast<c10::DeviceIndex>(index));
@@ -74,7 +74,7 @@ bool needs_values(const OperatorHandle& op, const Stack& args) {
     }
   }
   return op.hasTag(at::Tag::data_dependent_output) || op.hasTag(at::Tag::dynamic_output_shape) ||
-      has_mask_index(args) || is_random(op, args);
+         has_mask_index(args) || is_random(op, args);
 }
 
 }  // namespace fake

@@ -16,12 +16,8 @@ void keep_wrapped_number(const at::Tensor& tensor, const at::Tensor& like) {
   }
 }
 
-at::Tensor make_tensor(
-    c10::Storage storage,
-    c10::DispatchKeySet keys,
-    const at::Tensor& like) {
-  auto tensor =
-      at::detail::make_tensor<c10::TensorImpl>(std::move(storage), keys, like.dtype());
+at::Tensor make_tensor(c10::Storage storage, c10::DispatchKeySet keys, const at::Tensor& like) {
+  auto tensor = at::detail::make_tensor<c10::TensorImpl>(std::move(storage), keys, like.dtype());
   c10::TensorImpl* impl = tensor.unsafeGetTensorImpl();
   impl->set_sizes_and_strides(like.sizes(), like.strides(), like.storage_offset());
   keep_wrapped_number(tensor, like);
@@ -31,10 +27,9 @@ at::Tensor make_tensor(
 }
 
 c10::DispatchKeySet keys_of(c10::DeviceType type) {
-  return c10::DispatchKeySet(
-      type == c10::kMeta      ? c10::DispatchKey::Meta
-          : type == c10::kCPU ? c10::DispatchKey::CPU
-                              : c10::DispatchKey::PrivateUse1);
+  return c10::DispatchKeySet(type == c10::kMeta  ? c10::DispatchKey::Meta
+                             : type == c10::kCPU ? c10::DispatchKey::CPU
+                                                 : c10::DispatchKey::PrivateUse1);
 }
 
 }  // namespace
@@ -45,9 +40,9 @@ c10::Storage StandIns::storage_of(const c10::Storage& original) {
     // Resizable: an out= argument may grow; the caller then resizes the argument itself. The CPU
     // stand-in borrows its bytes and never frees them.
     void* bytes = type_ == c10::kCPU ? original.mutable_data() : nullptr;
-    found->second = c10::Storage(
-        c10::Storage::use_byte_size_t{}, original.nbytes(),
-        c10::DataPtr(bytes, c10::Device(type_)), c10::GetAllocator(type_), /*resizable=*/true);
+    found->second = c10::Storage(c10::Storage::use_byte_size_t{}, original.nbytes(),
+                                 c10::DataPtr(bytes, c10::Device(type_)), c10::GetAllocator(type_),
+                                 /*resizable=*/true);
   }
   return found->second;
 }
@@ -61,8 +56,8 @@ at::Tensor StandIns::of(const at::Tensor& tensor) {
   if (!is_new) {
     return result;
   }
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      tensor.has_storage(), "the fake device has no tensors of layout ", tensor.layout());
+  TORCH_CHECK_NOT_IMPLEMENTED(tensor.has_storage(), "the fake device has no tensors of layout ",
+                              tensor.layout());
   if (type_ == c10::kCPU && tensor.is_cpu()) {
     result = copy_host_tensors_ ? tensor.clone() : tensor;
     keep_wrapped_number(result, tensor);
@@ -90,8 +85,8 @@ c10::IValue StandIns::of(const c10::IValue& value) {
   if (value.isOptionalTensorList()) {
     c10::List<std::optional<at::Tensor>> list;
     for (const c10::IValue& element : value.toListRef()) {
-      list.push_back(
-          element.isNone() ? std::nullopt : std::optional<at::Tensor>(of(element.toTensor())));
+      list.push_back(element.isNone() ? std::nullopt
+                                      : std::optional<at::Tensor>(of(element.toTensor())));
     }
     return list;
   }

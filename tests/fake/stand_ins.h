@@ -47,10 +47,10 @@ class StandIns {
 
   c10::DeviceType type_;
   bool copy_host_tensors_;
-  std::unordered_map<const c10::TensorImpl*, at::Tensor> stand_ins_;  // by argument
-  std::unordered_map<const c10::TensorImpl*, at::Tensor> arguments_;  // by stand-in
-  std::unordered_map<const c10::StorageImpl*, c10::Storage> storages_;   // by argument's storage
-  std::unordered_map<const c10::StorageImpl*, at::Tensor> owners_;  // by stand-in's storage
+  std::unordered_map<const c10::TensorImpl*, at::Tensor> stand_ins_;    // by argument
+  std::unordered_map<const c10::TensorImpl*, at::Tensor> arguments_;    // by stand-in
+  std::unordered_map<const c10::StorageImpl*, c10::Storage> storages_;  // by argument's storage
+  std::unordered_map<const c10::StorageImpl*, at::Tensor> owners_;      // by stand-in's storage
 };
 
 }  // namespace fake

@@ -107,16 +107,27 @@ def test_tiny_diffusers_models_are_bit_identical(kind: zoo.Kind) -> None:
             assert torch.equal(model(**inputs)[0], expected)  # back on the GPU, bit for bit
 
 
+def add_to_data(layer: nn.Linear) -> None:
+    layer.weight.data += 0.01
+
+
+def copy_in(layer: nn.Linear) -> None:
+    layer.weight.copy_(layer.weight * 1.5)
+
+
+def new_parameter(layer: nn.Linear) -> None:
+    layer.weight = nn.Parameter(layer.weight * 0.5, requires_grad=False)
+
+
+def load_state(layer: nn.Linear) -> None:
+    layer.load_state_dict({key: value * 0.9 for key, value in layer.state_dict().items()})
+
+
 EDITS: dict[str, Callable[[nn.Linear], None]] = {
-    "data +=": lambda layer: layer.weight.data.add_(0.01),
-    "copy_": lambda layer: layer.weight.copy_(layer.weight * 1.5) and None,
-    "new Parameter": lambda layer: setattr(
-        layer, "weight", nn.Parameter(layer.weight * 0.5, requires_grad=False)
-    ),
-    "load_state_dict": lambda layer: (
-        layer.load_state_dict({key: value * 0.9 for key, value in layer.state_dict().items()})
-        and None
-    ),
+    "data +=": add_to_data,
+    "copy_": copy_in,
+    "new Parameter": new_parameter,
+    "load_state_dict": load_state,
 }
 
 
