@@ -280,8 +280,8 @@ def one_line(row: dict[str, Any]) -> str:
         f" (predicted {row['predicted_ms'] or 0:.2f}, frontier {row['frontier_ms']:.2f},"
         f" efficiency {row['efficiency']:.4f}) peak {row['peak_allocated_bytes'] / GIB:.3f} GiB"
         f" streamed {row['streamed_bytes'] / GIB:.2f} ring {row['ring_bytes'] / 2**20:.0f} MiB,"
-        f" {row['copies_per_step']}/{row['num_pieces']} pieces, stall {row['stall_ms'] or 0:.1f} ms"
-        f",
+        f" {row['copies_per_step']}/{row['num_pieces']} pieces, stall"
+        f" {row['stall_ms'] or 0:.1f} ms,"
         f" setup {row['setup_s']:.1f} s, identical {row['bit_identical']}"
     )
 

@@ -92,8 +92,7 @@ def _refuse_impossible(model: nn.Module, blocks: list[Block], config: SwapConfig
             f"the blocks of {type(model).__name__} hold no module of 64 KiB or more: nothing to"
             " stream"
         )
-    priorities = dict(config.priorities) if config.priorities else None
-    requests = Requests(leaves, resolved, priorities, sizes, lambda *_: True)
+    requests = Requests(leaves, resolved, config.priorities, sizes, lambda *_: True)
     ring = resolved.swap_space_bytes
     if ring is not None and ring < requests.largest_bytes:
         raise ConfigError(requests.ring_too_small(ring))

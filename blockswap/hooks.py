@@ -17,8 +17,14 @@ class Entrance(Protocol):
     """What the hooks need of a session."""
 
     gate: Gate
-    token: torch.Tensor
-    units: dict[nn.Module, Unit]
+
+    @property
+    def token(self) -> torch.Tensor:
+        """Return the tensor that keeps the ops in order."""
+
+    @property
+    def units(self) -> dict[nn.Module, Unit]:
+        """Return the units by the module whose hooks announce them."""
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Open the gate: ``module`` is the outermost one of ours that runs."""
@@ -88,7 +94,7 @@ class Hooks:
         self._remove(self._leaf_handles)
         self._remove(self._handles)
         if self._model.__dict__.get("forward") is self._forward:
-            del self._model.forward  # type: ignore[misc]
+            del self._model.forward
 
     @staticmethod
     def _remove(handles: list[RemovableHandle]) -> None:

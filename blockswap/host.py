@@ -58,7 +58,8 @@ class Host:
     def follows(self, leaf: int, before: int) -> bool:
         """Whether ``leaf``'s image lies right behind ``before``'s, so that one copy takes both."""
         end = self.offsets[before] + self.image_bytes[before]
-        return self.offsets[leaf] == end and self.arena.chunk_end(self.offsets[before]) > end
+        chunk_end = int(self.arena.chunk_end(self.offsets[before]))
+        return bool(self.offsets[leaf] == end and chunk_end > end)
 
     def arrange(self, order: Sequence[int]) -> None:
         """Lay images out in the order in which they run, where that takes little room.

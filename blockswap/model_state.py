@@ -222,7 +222,8 @@ class ModelState:
         if any(not _is_alike(now, self.binding.host(i)) for i, now in held.items()):
             return False
         for entry, now in held.items():
-            self._adopt(entry, now)
+            if now is not None:
+                self._adopt(entry, now)
         dirty = touched | {self.units[self.binding.leaf_of(c.index)] for c in changes}
         pieces: set[int] = set()
         for unit in dirty:
@@ -243,7 +244,7 @@ class ModelState:
         watched, name, _ = self._entries[entry]
         return dict.get(watched, name)
 
-    def _adopt(self, entry: int, now: nn.Parameter | None) -> None:
+    def _adopt(self, entry: int, now: nn.Parameter) -> None:
         """Copy what the module holds now into the image; from here on it is the parameter."""
         watched, name, before = self._entries[entry]
         if now is not before:

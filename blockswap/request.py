@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from blockswap import _C
 from blockswap.blocks import match_priorities
-from blockswap.config import ResolvedConfig
+from blockswap.config import Priority, ResolvedConfig
 from blockswap.errors import CapError
 from blockswap.learning import Learned
 from blockswap.pieces import Leaves
@@ -43,7 +43,7 @@ class Requests:
         self,
         leaves: Leaves,
         config: ResolvedConfig,
-        priorities: dict[str, int | str] | None,
+        priorities: Mapping[str, Priority] | None,
         image_bytes: Sequence[int],
         follows: Callable[[int, int], bool],
     ) -> None:
@@ -77,6 +77,15 @@ class Requests:
                 f" {format_bytes(self.largest_bytes)} for {largest.name}, activations not counted:"
                 f" {way_out}"
             )
+
+    def ring_too_small(self, ring_bytes: int) -> str:
+        """Return what to tell when a ring cannot hold the largest leaf."""
+        largest = max(self._leaves.streamable, key=lambda leaf: leaf.bytes)
+        return (
+            f"swap_space is {format_bytes(ring_bytes)}, but the largest module that streams,"
+            f" {largest.name}, needs a ring of {format_bytes(self.largest_bytes)}: raise swap_space"
+            f" to at least {self.largest_bytes} bytes"
+        )
 
     def streaming(
         self, order: Sequence[int], room_bytes: int | None

@@ -17,7 +17,7 @@ from blockswap.errors import BlockswapError, UseError
 from blockswap.hooks import Hooks
 from blockswap.learning import shape_key
 from blockswap.model_state import ModelState
-from blockswap.report import Report, Timeline
+from blockswap.report import Report, State, Timeline
 from blockswap.steward import Steward
 
 
@@ -50,7 +50,7 @@ class Session:
     # What users call -----------------------------------------------------------------------------
 
     @property
-    def state(self) -> str:
+    def state(self) -> State:
         """Return "learning", "ready", "paused" or "detached"."""
         if self._hooks is None:
             return "detached" if self._state.is_detached else "paused"

@@ -19,7 +19,7 @@ from blockswap.learning import (
     traced_order,
 )
 from blockswap.model_state import ModelState
-from blockswap.report import Report, Timeline
+from blockswap.report import Report, State, Timeline
 from blockswap.request import MARGIN_BYTES, Requests
 from blockswap.sizes import format_bytes
 from blockswap.telling import make_report, make_timeline
@@ -54,6 +54,8 @@ class Steward:
         self._learned: dict[Hashable, Learned] = {}
         self._key: Hashable = None
         self._completed = False
+        self._seen = 0  # mispredictions so far
+        self._steps_of_plan = 0
 
     @property
     def learned(self) -> Learned:
@@ -268,6 +270,6 @@ class Steward:
         """Return the last step's timeline."""
         return make_timeline(self) if self.state.is_taken else None
 
-    def report(self, state: str) -> Report:
+    def report(self, state: State) -> Report:
         """Return what happened so far."""
         return make_report(self, state)

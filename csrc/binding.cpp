@@ -36,7 +36,7 @@ struct MetadataCopy : c10::TensorImpl {
 
 // A tensor of its own exact-size Storage.
 at::Tensor Binding::tensor_over(void* address, const at::Tensor& like, const c10::Device& device,
-                       std::function<void(void*)> deleter) {
+                                std::function<void(void*)> deleter) {
   c10::InferenceMode normal(false);  // inference tensors could never be bound outside of it
   return at::from_blob(address, like.sizes(), like.strides(), std::move(deleter),
                        like.options().device(device).requires_grad(false), device);

@@ -20,16 +20,17 @@ namespace blockswap {
 // How a parameter was found to differ from what the last forward left behind.
 struct Change {
   enum class Kind : int32_t {
-    kReplaced = 1,   // the module holds another object under this name (or none)
-    kRebound = 2,    // `.data =`: the same object over other memory
-    kWritten = 3,    // written in place (its version counter moved)
+    kReplaced = 1,  // the module holds another object under this name (or none)
+    kRebound = 2,   // `.data =`: the same object over other memory
+    kWritten = 3,   // written in place (its version counter moved)
   };
   int64_t index;
   Kind kind;
 };
 
 // Ties parameters to their two addresses: the host image outside a forward, the device address
-// inside one. Both are tensors with a Storage of their own, of exactly the parameter's size; binding
+// inside one. Both are tensors with a Storage of their own, of exactly the parameter's size;
+// binding
 // copies their metadata into the parameter, which stays the same object with the same version.
 // Not thread-safe; the GIL is held, except in fill().
 class Binding {
@@ -42,7 +43,8 @@ class Binding {
   // What `.data =` does, for any pair of devices: the parameter stays the same object.
   static void assign(const at::Tensor& parameter, const at::Tensor& data);
 
-  // `parameters` is the module's own dict, looked into raw: no access is noted. A leaf's image holds
+  // `parameters` is the module's own dict, looked into raw: no access is noted. A leaf's image
+  // holds
   // its parameters in the order in which they were added. Returns the parameter's index.
   int64_t add(PyObject* parameters, const std::string& name, PyObject* object,
               const at::Tensor& tensor, int32_t leaf);
@@ -103,14 +105,14 @@ class Binding {
     PyObject* parameters = nullptr;  // strong
     PyObject* name = nullptr;        // strong, interned
     PyObject* object = nullptr;      // strong
-    at::Tensor tensor;      // the same parameter, for C++
-    at::Tensor host;        // undefined until placed
-    at::Tensor device;      // undefined = none
+    at::Tensor tensor;               // the same parameter, for C++
+    at::Tensor host;                 // undefined until placed
+    at::Tensor device;               // undefined = none
     int32_t leaf = 0;
-    int64_t image_offset = 0;   // in the leaf's image
+    int64_t image_offset = 0;  // in the leaf's image
     int64_t bytes = 0;
     uint32_t version = 0;
-    bool adopted = false;       // the image is the truth
+    bool adopted = false;  // the image is the truth
     bool diverted = false;
   };
   struct LeafPlace {
@@ -121,10 +123,10 @@ class Binding {
     bool is_last = false;
   };
   struct Watched {
-    PyObject* dict;                    // strong
+    PyObject* dict;  // strong
     Py_ssize_t size;
     bool compares_values;
-    std::vector<PyObject*> values;     // borrowed: compared by address only
+    std::vector<PyObject*> values;  // borrowed: compared by address only
   };
 
   static at::Tensor tensor_over(void* address, const at::Tensor& like, const c10::Device& device,

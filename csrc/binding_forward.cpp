@@ -9,8 +9,8 @@
 
 namespace blockswap {
 
-void Binding::place_device(int32_t leaf, uint64_t address, const c10::Device& device,
-                           int32_t piece, bool is_last) {
+void Binding::place_device(int32_t leaf, uint64_t address, const c10::Device& device, int32_t piece,
+                           bool is_last) {
   LeafPlace& place = leaf_place(leaf);
   place.piece = piece;
   place.is_last = is_last;
@@ -44,9 +44,10 @@ std::vector<int64_t> Binding::unbind() {
     Entry& entry = entries_[i];
     const uint32_t version =
         entry.tensor.unsafeGetTensorImpl()->version_counter().current_version();
-    const bool moved = !entry.diverted && entry.device.defined() &&
-                       entry.tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() !=
-                           entry.device.storage().unsafeGetStorageImpl();
+    const bool moved =
+        !entry.diverted && entry.device.defined() &&
+        entry.tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() !=
+            entry.device.storage().unsafeGetStorageImpl();
     if (version != entry.version || moved) {
       edited.push_back(static_cast<int64_t>(i));
     }

@@ -74,9 +74,10 @@ void bind_memory(py::module_& m) {
 
   py::class_<Pool>(m, "Pool")
       .def(py::init<std::shared_ptr<Device>>())
-      .def("reserve",
-           [](Pool& pool, int64_t bytes) { return reinterpret_cast<uint64_t>(pool.reserve(bytes)); },
-           py::call_guard<py::gil_scoped_release>())
+      .def(
+          "reserve",
+          [](Pool& pool, int64_t bytes) { return reinterpret_cast<uint64_t>(pool.reserve(bytes)); },
+          py::call_guard<py::gil_scoped_release>())
       .def("release", &Pool::release, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("bytes", &Pool::bytes)
       .def_property_readonly("peak_bytes", &Pool::peak_bytes);
@@ -84,17 +85,19 @@ void bind_memory(py::module_& m) {
   py::class_<HostArena, std::shared_ptr<HostArena>>(m, "HostArena")
       .def(py::init<int64_t, std::vector<int64_t>>(), py::arg("bytes"),
            py::arg("chunk_offsets") = std::vector<int64_t>{0})
-      .def_static("make_layout",
-                  [](const std::vector<int64_t>& images, int64_t chunk_bytes) {
-                    const ArenaLayout layout = HostArena::make_layout(images, chunk_bytes);
-                    return py::make_tuple(layout.image_offsets, layout.chunk_offsets, layout.bytes);
-                  },
-                  py::arg("image_bytes"), py::arg("chunk_bytes") = int64_t{1} << 30)
-      .def("pin",
-           [](HostArena& arena, const std::shared_ptr<Device>& device) {
-             return arena.pin(pin_calls(device));
-           },
-           py::call_guard<py::gil_scoped_release>())
+      .def_static(
+          "make_layout",
+          [](const std::vector<int64_t>& images, int64_t chunk_bytes) {
+            const ArenaLayout layout = HostArena::make_layout(images, chunk_bytes);
+            return py::make_tuple(layout.image_offsets, layout.chunk_offsets, layout.bytes);
+          },
+          py::arg("image_bytes"), py::arg("chunk_bytes") = int64_t{1} << 30)
+      .def(
+          "pin",
+          [](HostArena& arena, const std::shared_ptr<Device>& device) {
+            return arena.pin(pin_calls(device));
+          },
+          py::call_guard<py::gil_scoped_release>())
       .def("unpin", &HostArena::unpin, py::call_guard<py::gil_scoped_release>())
       .def("chunk_end", &HostArena::chunk_end)
       .def("resident_bytes", &HostArena::resident_bytes)
@@ -160,17 +163,18 @@ void bind_engine(py::module_& m) {
            })
       .def("copy_fixed",
            [](Engine& engine, uint64_t target, uint64_t host, int64_t bytes) {
-             engine.copy_fixed(reinterpret_cast<void*>(target),
-                               reinterpret_cast<const void*>(host), bytes);
+             engine.copy_fixed(reinterpret_cast<void*>(target), reinterpret_cast<const void*>(host),
+                               bytes);
            })
       .def("invalidate", &Engine::invalidate)
       .def("step_times", &Engine::step_times, py::call_guard<py::gil_scoped_release>())
-      .def("measure_link",
-           [](Engine& engine, uint64_t host, uint64_t target, int64_t bytes, int repeats) {
-             return engine.measure_link(reinterpret_cast<const void*>(host),
-                                        reinterpret_cast<void*>(target), bytes, repeats);
-           },
-           py::call_guard<py::gil_scoped_release>())
+      .def(
+          "measure_link",
+          [](Engine& engine, uint64_t host, uint64_t target, int64_t bytes, int repeats) {
+            return engine.measure_link(reinterpret_cast<const void*>(host),
+                                       reinterpret_cast<void*>(target), bytes, repeats);
+          },
+          py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("counters", &Engine::counters);
 }
 
@@ -180,9 +184,8 @@ void bind_binding(py::module_& m) {
   });
   py::class_<Change>(m, "Change")
       .def_readonly("index", &Change::index)
-      .def_property_readonly("kind", [](const Change& change) {
-        return static_cast<int>(change.kind);
-      });
+      .def_property_readonly("kind",
+                             [](const Change& change) { return static_cast<int>(change.kind); });
   py::class_<Binding>(m, "Binding")
       .def(py::init<at::Tensor, std::shared_ptr<Engine>>())
       .def("add",
@@ -217,16 +220,12 @@ void bind_binding(py::module_& m) {
            })
       .def("bind", &Binding::bind)
       .def("unbind", &Binding::unbind)
-      .def("divert",
-           [](Binding& binding, int64_t index, const at::Tensor& token) {
-             binding.divert(index, token.device());
-           })
+      .def("divert", [](Binding& binding, int64_t index,
+                        const at::Tensor& token) { binding.divert(index, token.device()); })
       .def("changes", &Binding::changes)
       .def("settle", &Binding::settle)
-      .def("watch",
-           [](Binding& binding, const py::dict& dict, bool values) {
-             binding.watch(dict.ptr(), values);
-           })
+      .def("watch", [](Binding& binding, const py::dict& dict,
+                       bool values) { binding.watch(dict.ptr(), values); })
       .def("is_restructured", &Binding::is_restructured)
       .def("requires_grad", &Binding::requires_grad)
       .def("host", &Binding::host)

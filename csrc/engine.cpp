@@ -41,9 +41,10 @@ Engine::~Engine() {
 }
 
 std::array<Device::Event*, 9> Engine::events_of(Track& track) {
-  return {&track.ready,         &track.done,       &track.copies[0].begin,
-          &track.copies[0].end, &track.copies[1].begin, &track.copies[1].end,
-          &track.wait_begin,    &track.wait_end,   &track.run_end};
+  return {
+      &track.ready,           &track.done,          &track.copies[0].begin, &track.copies[0].end,
+      &track.copies[1].begin, &track.copies[1].end, &track.wait_begin,      &track.wait_end,
+      &track.run_end};
 }
 
 void Engine::make_track(Track& track) {
@@ -68,8 +69,8 @@ void Engine::load(const Plan& plan, const PlanRequest& request, std::vector<cons
                   std::vector<void*> targets, void* ring) {
   if (images.size() != plan.pieces.size() || targets.size() != plan.pieces.size()) {
     throw UseError("a plan of " + std::to_string(plan.pieces.size()) + " pieces got " +
-                   std::to_string(images.size()) + " images and " +
-                   std::to_string(targets.size()) + " targets");
+                   std::to_string(images.size()) + " images and " + std::to_string(targets.size()) +
+                   " targets");
   }
   stop();
   plan_ = plan;
@@ -266,57 +267,6 @@ void Engine::invalidate(int32_t piece) {
   } else {
     schedule_->invalidate(piece);
   }
-}
-
-StepTimes Engine::step_times() {
-  StepTimes times;
-  if (!measured_ || in_step_ || !schedule_) {
-    return times;
-  }
-  device_->synchronize(last_compute_);
-  times.step_seconds = device_->seconds_between(step_begin_, measured_end_);
-  for (size_t i = 0; i < tracks_.size(); ++i) {
-    const Track& track = tracks_[i];
-    if (plan_.pieces[i].resident || !track.ran) {
-      continue;
-    }
-    const auto since_begin = [&](Device::Event event) {
-      return device_->seconds_between(step_begin_, event);
-    };
-    const CopyTimes& copy = track.copies[track.run_copy];
-    times.pieces.push_back({static_cast<int32_t>(i), copy.recorded ? since_begin(copy.begin) : NAN,
-                            copy.recorded ? since_begin(copy.end) : NAN,
-                            since_begin(track.wait_begin), since_begin(track.wait_end),
-                            since_begin(track.run_end)});
-  }
-  return times;
-}
-
-double Engine::measure_link(const void* host, void* target, int64_t bytes, int repeats) {
-  const Device::Stream stream = copy_streams_[0];
-  const Device::Event begin = device_->make_event();
-  const Device::Event end = device_->make_event();
-  // The first copies are slow on every driver, and an idle link needs some to wake up.
-  for (int i = 0; i < repeats; ++i) {
-    device_->enqueue_copy(stream, target, host, bytes);
-  }
-  device_->record(begin, stream);
-  for (int i = 0; i < repeats; ++i) {
-    device_->enqueue_copy(stream, target, host, bytes);
-  }
-  device_->record(end, stream);
-  device_->synchronize(stream);
-  const double seconds = device_->seconds_between(begin, end);
-  device_->destroy_event(begin);
-  device_->destroy_event(end);
-  return seconds > 0.0 ? static_cast<double>(bytes) * repeats / seconds : 0.0;
-}
-
-const Counters& Engine::counters() {
-  if (schedule_) {
-    counters_.mispredicted = schedule_->mispredicted();
-  }
-  return counters_;
 }
 
 }  // namespace blockswap

@@ -23,10 +23,10 @@ struct EngineOptions {
 // What happened since load(); bytes and copies without the throttle's padding.
 struct Counters {
   int64_t steps = 0;
-  int64_t copies = 0;          // streamed images copied
+  int64_t copies = 0;  // streamed images copied
   int64_t copied_bytes = 0;
-  int64_t mispredicted = 0;    // pieces that had to be fetched on demand
-  int64_t refetched = 0;       // pieces fetched again because their host image changed
+  int64_t mispredicted = 0;  // pieces that had to be fetched on demand
+  int64_t refetched = 0;     // pieces fetched again because their host image changed
 };
 
 // When a streamed piece was copied and run, in seconds from the step's begin; NaN where unknown.
@@ -84,7 +84,8 @@ class Engine {
   // next step uses them.
   void invalidate(int32_t piece);
 
-  // Times of the last measured step that is complete. Blocks the host until it is done: not for the hot path.
+  // Times of the last measured step that is complete. Blocks the host until it is done: not for the
+  // hot path.
   StepTimes step_times();
   // Bytes per second of copying `bytes` from `host` to the ring, alone on the link. Blocks.
   double measure_link(const void* host, void* target, int64_t bytes, int repeats);
@@ -101,11 +102,11 @@ class Engine {
   };
   struct Track {
     Device::Event ready, done;
-    CopyTimes copies[2];   // two, because the next step's fetch begins in this step
+    CopyTimes copies[2];  // two, because the next step's fetch begins in this step
     int newest_copy = 0;
-    int run_copy = 0;      // the one that the last measured run used
+    int run_copy = 0;  // the one that the last measured run used
     Device::Event wait_begin, wait_end, run_end;
-    bool ran = false;      // in the last measured step
+    bool ran = false;  // in the last measured step
   };
 
   void perform(Device::Stream compute);
@@ -123,15 +124,15 @@ class Engine {
   bool stepped_ = false;
   bool in_step_ = false;
   bool measures_ = true;
-  bool measured_ = false;   // step_begin_, measured_end_ and the tracks hold a whole step's times
+  bool measured_ = false;  // step_begin_, measured_end_ and the tracks hold a whole step's times
   Device::Stream last_compute_{};
 
   Plan plan_;
   std::vector<const void*> images_;
   std::vector<void*> targets_;
-  std::vector<Track> tracks_;      // per piece; events only for streamed ones
+  std::vector<Track> tracks_;  // per piece; events only for streamed ones
   std::unique_ptr<Schedule> schedule_;
-  std::vector<Action> actions_;    // reused: nothing is allocated per step
+  std::vector<Action> actions_;  // reused: nothing is allocated per step
   Counters counters_;
 };
 

@@ -1,7 +1,9 @@
 // The two custom ops. Nothing else includes the dispatcher.
 //
-// acquire_ before and release_ after each leaf module that holds weights. `token` is one tiny tensor
-// per session, claimed mutated by both: it alone puts all of them into program order when a compiler
+// acquire_ before and release_ after each leaf module that holds weights. `token` is one tiny
+// tensor
+// per session, claimed mutated by both: it alone puts all of them into program order when a
+// compiler
 // traces the model. `w` is claimed mutated because its bytes may arrive only now; `out` so that no
 // work that reads a weight can move behind the release. None of them is written here.
 
@@ -76,10 +78,10 @@ TORCH_LIBRARY(blockswap, m) {
   m.def(blockswap::kRelease, {at::Tag::pt2_compliant_tag});
 }
 
-#define BS_IMPLEMENT(key)                        \
-  TORCH_LIBRARY_IMPL(blockswap, key, m) {        \
-    m.impl("acquire_", &blockswap::acquire_);    \
-    m.impl("release_", &blockswap::release_);    \
+#define BS_IMPLEMENT(key)                     \
+  TORCH_LIBRARY_IMPL(blockswap, key, m) {     \
+    m.impl("acquire_", &blockswap::acquire_); \
+    m.impl("release_", &blockswap::release_); \
   }
 BS_IMPLEMENT(CPU)
 BS_IMPLEMENT(CUDA)

@@ -1,8 +1,8 @@
 // Linux (WSL2 included).
 #include "os.h"
 
-#include <sched.h>
 #include <malloc.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 

@@ -11,15 +11,15 @@ namespace blockswap {
 // algorithm by alignment, so this belongs to bit-identity.
 constexpr int64_t kAlignment = 256;
 
-constexpr int32_t kPinned = INT32_MAX;   // a leaf's priority: always resident
-constexpr int32_t kNoPriority = -1;      // a leaf's priority: the planner decides
+constexpr int32_t kPinned = INT32_MAX;  // a leaf's priority: always resident
+constexpr int32_t kNoPriority = -1;     // a leaf's priority: the planner decides
 
 // One leaf module (or a module that cannot be cut) in the order in which the model runs it.
 struct Leaf {
   std::string name;
-  int64_t bytes = 0;      // of its image: multiple of kAlignment
-  double seconds = 0.0;   // compute from the start of this leaf to the start of the next one
-  int32_t block = 0;      // index into PlanRequest::blocks
+  int64_t bytes = 0;     // of its image: multiple of kAlignment
+  double seconds = 0.0;  // compute from the start of this leaf to the start of the next one
+  int32_t block = 0;     // index into PlanRequest::blocks
   int32_t priority = kNoPriority;  // kPinned, or 0 = first to stream, larger = kept longer
   // Its image does not lie right behind the one before: no piece holds both, so that each piece is
   // one copy.
@@ -27,8 +27,8 @@ struct Leaf {
 };
 
 struct Block {
-  std::string name;       // "transformer_blocks.3"
-  std::string list;       // "transformer_blocks"
+  std::string name;  // "transformer_blocks.3"
+  std::string list;  // "transformer_blocks"
 };
 
 struct Link {
@@ -41,17 +41,17 @@ struct PlanRequest {
   std::vector<Leaf> leaves;
   std::vector<Block> blocks;
   Link link;
-  double head_seconds = 0.0;     // compute before the first leaf starts
-  double host_seconds = 0.0;     // the host needs at least this long to issue a step; 0 = unknown
-  int64_t budget_bytes = -1;     // residents + ring may not pass this; -1 = no bound
-  int64_t offload_bytes = -1;    // at least this many weight bytes stream; -1 = as few as fit
+  double head_seconds = 0.0;   // compute before the first leaf starts
+  double host_seconds = 0.0;   // the host needs at least this long to issue a step; 0 = unknown
+  int64_t budget_bytes = -1;   // residents + ring may not pass this; -1 = no bound
+  int64_t offload_bytes = -1;  // at least this many weight bytes stream; -1 = as few as fit
   // Exactly this many blocks of a list ("" = of all lists together) stream whole, all other
   // blocks stay whole on the device. Empty = decided piece by piece.
   std::vector<std::pair<std::string, int32_t>> offload_blocks;
-  int64_t ring_bytes = 0;        // exact size of the ring; 0 = searched
-  int64_t piece_bytes = 0;       // target size of a piece; 0 = searched; 1 = every leaf alone
-  int32_t lookahead = -1;        // fetch at most this many blocks ahead of the running one;
-                                 // 0 = copy on the compute stream; -1 = as far as the ring allows
+  int64_t ring_bytes = 0;   // exact size of the ring; 0 = searched
+  int64_t piece_bytes = 0;  // target size of a piece; 0 = searched; 1 = every leaf alone
+  int32_t lookahead = -1;   // fetch at most this many blocks ahead of the running one;
+                            // 0 = copy on the compute stream; -1 = as far as the ring allows
 };
 
 // The tensors that move together: leaves [first_leaf, end_leaf) of the request.
@@ -59,9 +59,9 @@ struct Piece {
   int32_t first_leaf = 0;
   int32_t end_leaf = 0;
   int64_t bytes = 0;
-  double seconds = 0.0;       // compute from its first leaf to the next piece's first leaf
+  double seconds = 0.0;  // compute from its first leaf to the next piece's first leaf
   bool resident = false;
-  int64_t slot_offset = -1;   // byte offset in the ring; -1 for residents
+  int64_t slot_offset = -1;  // byte offset in the ring; -1 for residents
   // Its fetch may be enqueued once this piece was released (index into Plan::pieces), in the same
   // step if after < its own index, else in the step before. The last user of its range, or the
   // piece that the lookahead waits for. It may be the piece itself (a ring of one slot).
@@ -70,13 +70,13 @@ struct Piece {
 };
 
 struct Plan {
-  std::vector<Piece> pieces;   // in execution order; they cover all leaves
-  int64_t ring_bytes = 0;      // slots lie in [0, ring_bytes)
+  std::vector<Piece> pieces;  // in execution order; they cover all leaves
+  int64_t ring_bytes = 0;     // slots lie in [0, ring_bytes)
   int64_t resident_bytes = 0;
   int64_t streamed_bytes = 0;
-  int64_t piece_bytes = 0;     // the target that was used
-  bool copy_on_compute = false;  // lookahead 0
-  double compute_seconds = 0.0;  // head + all leaves
+  int64_t piece_bytes = 0;         // the target that was used
+  bool copy_on_compute = false;    // lookahead 0
+  double compute_seconds = 0.0;    // head + all leaves
   double predicted_seconds = 0.0;  // a step in steady state, by simulation
   double bound_seconds = 0.0;  // max(compute, host, streamed bytes / link): no schedule is faster
   int64_t search_visits = 0;   // pieces that the search visited: its work, counted, not timed

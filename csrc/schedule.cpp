@@ -116,7 +116,8 @@ void Schedule::fetch_ahead(std::vector<Action>& actions) {
   }
 }
 
-// Out of the planned order: what lies ready just ahead of `position` stays, everything else that was
+// Out of the planned order: what lies ready just ahead of `position` stays, everything else that
+// was
 // fetched becomes spent (intact, but free to be overwritten), and fetching goes on behind it.
 void Schedule::anchor(int32_t position) {
   int32_t next = next_of(position);

@@ -58,13 +58,13 @@ class Schedule {
   enum class State : uint8_t { kAbsent, kFetched, kLive, kSpent };
 
   struct Entry {
-    int32_t piece = -1;                 // index into Plan::pieces
-    int64_t begin = 0, end = 0;         // its slot
-    int32_t after = -1;                 // position whose release allows the fetch
+    int32_t piece = -1;          // index into Plan::pieces
+    int64_t begin = 0, end = 0;  // its slot
+    int32_t after = -1;          // position whose release allows the fetch
     State state = State::kAbsent;
-    bool used = true;                   // the bytes last copied there were run
-    int64_t released_at = -1;           // count of releases, to find the latest user of a range
-    std::vector<int32_t> overlaps;      // positions whose slots share bytes with this one
+    bool used = true;               // the bytes last copied there were run
+    int64_t released_at = -1;       // count of releases, to find the latest user of a range
+    std::vector<int32_t> overlaps;  // positions whose slots share bytes with this one
   };
 
   int32_t position_of(int32_t piece) const;
@@ -76,13 +76,13 @@ class Schedule {
   void release_live(std::vector<Action>& actions);
   void anchor(int32_t position);
 
-  std::vector<Entry> cycle_;            // streamed pieces in execution order
-  std::vector<int32_t> positions_;      // piece -> position, -1 for residents
+  std::vector<Entry> cycle_;        // streamed pieces in execution order
+  std::vector<int32_t> positions_;  // piece -> position, -1 for residents
   bool fetches_ahead_;
   bool keep_spent_;
-  int32_t live_ = -1;                   // piece, not position
-  int32_t last_ = -1;                   // position that was released or run last
-  int32_t next_ = 0;                    // position to fetch next
+  int32_t live_ = -1;  // piece, not position
+  int32_t last_ = -1;  // position that was released or run last
+  int32_t next_ = 0;   // position to fetch next
   int64_t num_releases_ = 0;
   int64_t mispredicted_ = 0;
 };

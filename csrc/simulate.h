@@ -15,7 +15,7 @@ struct SimulatedPiece {
 };
 
 struct Simulation {
-  double step_seconds = 0.0;   // steady state
+  double step_seconds = 0.0;  // steady state
   double stall_seconds = 0.0;
   double link_busy_seconds = 0.0;
   std::vector<SimulatedPiece> pieces;

@@ -33,9 +33,7 @@ class CpuDevice final : public Device {
     times_.emplace(++last_event_, NAN);
     return Event{last_event_};
   }
-  void destroy_event(Event event) noexcept override {
-    times_.erase(static_cast<uint64_t>(event));
-  }
+  void destroy_event(Event event) noexcept override { times_.erase(static_cast<uint64_t>(event)); }
   void record(Event event, Stream) override {
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
     times_.at(static_cast<uint64_t>(event)) = std::chrono::duration<double>(now).count();

@@ -57,12 +57,11 @@ class GpuDevice final : public Device {
       size_t free_bytes = 0;
       size_t total_bytes = 0;
       (void)cudaMemGetInfo(&free_bytes, &total_bytes);
-      throw DeviceError(
-          "GPU " + std::to_string(index_) + " has no " + format_bytes(bytes) +
-          " in one range for residents and ring (" +
-          format_bytes(static_cast<int64_t>(free_bytes)) + " of " +
-          format_bytes(static_cast<int64_t>(total_bytes)) +
-          " free): lower vram=, or free memory that other programs hold");
+      throw DeviceError("GPU " + std::to_string(index_) + " has no " + format_bytes(bytes) +
+                        " in one range for residents and ring (" +
+                        format_bytes(static_cast<int64_t>(free_bytes)) + " of " +
+                        format_bytes(static_cast<int64_t>(total_bytes)) +
+                        " free): lower vram=, or free memory that other programs hold");
     }
     return address;
   }
@@ -122,8 +121,8 @@ class GpuDevice final : public Device {
   bool pin(void* host, int64_t bytes) override {
     DeviceGuard guard(index_);
     // Portable: pinned for every context, so that other GPUs copy from the same image at speed.
-    const bool ok = cudaHostRegister(host, static_cast<size_t>(bytes), cudaHostRegisterPortable) ==
-                    cudaSuccess;
+    const bool ok =
+        cudaHostRegister(host, static_cast<size_t>(bytes), cudaHostRegisterPortable) == cudaSuccess;
     if (!ok) {
       (void)cudaGetLastError();
     }

@@ -1,5 +1,7 @@
-// The engine on a device of its own: streams are threads, copies and kernels run later than they are
-// enqueued, and each kernel checks that it sees the image of its own piece. Run under ASan and TSan.
+// The engine on a device of its own: streams are threads, copies and kernels run later than they
+// are
+// enqueued, and each kernel checks that it sees the image of its own piece. Run under ASan and
+// TSan.
 
 #include "../../csrc/engine.h"
 
@@ -149,8 +151,10 @@ class ThreadDevice final : public Device {
 struct Fixture {
   Fixture(std::vector<int64_t> sizes, std::vector<bool> resident, int64_t ring_bytes, bool check,
           int streams = 1, int lookahead = -1)
-      : device(std::make_shared<ThreadDevice>()), compute(device->make_stream()),
-        engine(device, EngineOptions{streams, check, 0.0, 0.0}), ring(ring_bytes) {
+      : device(std::make_shared<ThreadDevice>()),
+        compute(device->make_stream()),
+        engine(device, EngineOptions{streams, check, 0.0, 0.0}),
+        ring(ring_bytes) {
     request.lookahead = lookahead;
     for (size_t i = 0; i < sizes.size(); ++i) {
       request.leaves.push_back({std::to_string(i), sizes[i], 1e-3, static_cast<int32_t>(i)});
@@ -188,8 +192,8 @@ struct Fixture {
     if (!plan.pieces[i].resident) {
       engine.acquire(piece, compute);
     }
-    const uint8_t* range = plan.pieces[i].resident ? targets[i].data()
-                                                   : ring.data() + plan.pieces[i].slot_offset;
+    const uint8_t* range =
+        plan.pieces[i].resident ? targets[i].data() : ring.data() + plan.pieces[i].slot_offset;
     device->enqueue_kernel(compute, range, plan.pieces[i].bytes, images[i][0], wrong);
     if (!plan.pieces[i].resident) {
       engine.release(piece, compute);

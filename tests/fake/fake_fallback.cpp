@@ -1,4 +1,5 @@
-// Every operator that needs no kernel of its own, asynchronously: metadata from its meta kernel, outputs
+// Every operator that needs no kernel of its own, asynchronously: metadata from its meta kernel,
+// outputs
 // allocated at once, the CPU kernel run later on the current stream's worker, in place on the fake
 // device's bytes. The caller runs ahead, as it does of a GPU, so a range that is refilled while an
 // operator still reads it gives wrong values.
@@ -94,7 +95,8 @@ void call_on_cpu(const OperatorHandle& op, Stack& stack) {
   op.callBoxed(&stack);
 }
 
-// Empty when the operator's meta kernel fails. Meta kernels may be Python, so this runs on the caller.
+// Empty when the operator's meta kernel fails. Meta kernels may be Python, so this runs on the
+// caller.
 std::optional<Stack> call_on_meta(const OperatorHandle& op, const Stack& args, StandIns& meta) {
   Stack stack = meta.of(args);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
@@ -156,7 +158,8 @@ Stack run_waiting(const OperatorHandle& op, const Stack& args, c10::Device devic
 // ------------------------------------------------------------------------------------------------
 // Later, on the worker
 
-// One operator with all that it needs until it has run. Outputs are aliases: `held` keeps their bytes.
+// One operator with all that it needs until it has run. Outputs are aliases: `held` keeps their
+// bytes.
 struct Work {
   OperatorHandle op;
   Stack args = {};                   // CPU stand-ins

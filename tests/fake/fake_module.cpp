@@ -1,4 +1,5 @@
-// Python face of the fake accelerator: numbers in, numbers out. __init__.py gives it names and types.
+// Python face of the fake accelerator: numbers in, numbers out. __init__.py gives it names and
+// types.
 
 #include "fake_fallback.h"
 #include "fake_memory.h"

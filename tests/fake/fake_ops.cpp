@@ -1,4 +1,5 @@
-// The operators that need kernels of their own on the fake accelerator: allocation, metadata, copies. All
+// The operators that need kernels of their own on the fake accelerator: allocation, metadata,
+// copies. All
 // others take the boxed fallback (fake_fallback.cpp).
 
 #include "fake_fallback.h"
@@ -45,8 +46,10 @@ Tensor empty_strided_options(IntArrayRef size, IntArrayRef stride,
 // ------------------------------------------------------------------------------------------------
 // Copies
 
-// A copy with all that it needs until it has run. `host` is the tensor on the host's side, if there is
-// one: PyTorch's own pinned allocator protects it in the same way. Wrapped memory stays unprotected.
+// A copy with all that it needs until it has run. `host` is the tensor on the host's side, if there
+// is
+// one: PyTorch's own pinned allocator protects it in the same way. Wrapped memory stays
+// unprotected.
 struct Copy {
   Tensor from;  // CPU aliases
   Tensor to;
@@ -63,8 +66,10 @@ struct Copy {
   }
 };
 
-// On which stream, as on CUDA: host to device on the destination's current stream, device to host and
-// between two devices on the source's. Blocking calls wait for that stream. Unlike CUDA, host memory that
+// On which stream, as on CUDA: host to device on the destination's current stream, device to host
+// and
+// between two devices on the source's. Blocking calls wait for that stream. Unlike CUDA, host
+// memory that
 // is not pinned is copied asynchronously too.
 Tensor copy_from(const Tensor& self, const Tensor& dst, bool non_blocking) {
   const bool touches_host = self.is_cpu() || dst.is_cpu();
@@ -161,7 +166,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("set_.source_Tensor", &set_tensor);
   m.impl("record_stream", &record_stream);
 
-  // Composites that take another path on the CPU than on a foreign device: run whole, they give the CPU's
+  // Composites that take another path on the CPU than on a foreign device: run whole, they give the
+  // CPU's
   // bits. (Every operator with both a CPU and a composite kernel, and two that ask for the device.)
   for (const char* name : {"_stack", "_stack.out", "addr", "addr.out", "convolution",
                            "linalg__powsum", "native_channel_shuffle", "native_group_norm",

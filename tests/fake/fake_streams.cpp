@@ -65,7 +65,8 @@ void StreamQueue::run() {
     try {
       task();
     } catch (...) {
-      // Later tasks still run: an event that never completes would hang the test instead of failing it.
+      // Later tasks still run: an event that never completes would hang the test instead of failing
+      // it.
       error = std::current_exception();
     }
     {

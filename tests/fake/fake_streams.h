@@ -1,10 +1,13 @@
 // Streams and events of the fake accelerator.
 //
-// A stream is a worker thread that runs closures in order; the caller never waits unless it asks to.
-// So a missing wait between two streams is a real data race here, as on a GPU, and delays (below) make
+// A stream is a worker thread that runs closures in order; the caller never waits unless it asks
+// to.
+// So a missing wait between two streams is a real data race here, as on a GPU, and delays (below)
+// make
 // it lose every time. No torch headers: operators, memory and the c10 guard are built on top.
 //
-// Rule for tasks: they run on a worker, so they must never need the GIL. What a task owns is destroyed
+// Rule for tasks: they run on a worker, so they must never need the GIL. What a task owns is
+// destroyed
 // on a host thread later (see StreamQueue::enqueue), because it may include Python objects.
 #pragma once
 
@@ -27,7 +30,8 @@ constexpr int kNumStreams = 8;  // per device; stream 0 is the default stream
 
 using Task = std::function<void()>;
 
-// Injected slowness. Slept on the workers, so that the host runs ahead as it does of a GPU. Body and
+// Injected slowness. Slept on the workers, so that the host runs ahead as it does of a GPU. Body
+// and
 // copy delays are those in force when the operator is called.
 struct Delays {
   std::atomic<double> body_seconds{0};           // before each asynchronous operator
@@ -109,7 +113,8 @@ class Mark {
   std::chrono::steady_clock::time_point time_;
 };
 
-// An event is its latest mark. Each record makes a new one, so a stream that waits for an earlier record
+// An event is its latest mark. Each record makes a new one, so a stream that waits for an earlier
+// record
 // is neither released by nor delayed to a later one, as on CUDA. Never recorded counts as done.
 class Event {
  public:

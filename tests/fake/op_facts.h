@@ -15,7 +15,8 @@ std::string name_of(const c10::OperatorHandle& op);
 // scalars, and host indices, may be mixed in.
 c10::Device common_device(const c10::OperatorHandle& op, const torch::jit::Stack& args);
 
-// The caller needs values, not only metadata: scalar results, shapes that depend on data, random numbers.
+// The caller needs values, not only metadata: scalar results, shapes that depend on data, random
+// numbers.
 bool needs_values(const c10::OperatorHandle& op, const torch::jit::Stack& args);
 
 // Calls visit(tensor) for each argument that the operator writes to.

@@ -9,7 +9,8 @@
 namespace fake {
 namespace {
 
-// A Python number promotes types less than a tensor does, and only a scalar tensor may say that it is one.
+// A Python number promotes types less than a tensor does, and only a scalar tensor may say that it
+// is one.
 void keep_wrapped_number(const at::Tensor& tensor, const at::Tensor& like) {
   if (like.unsafeGetTensorImpl()->is_wrapped_number()) {
     tensor.unsafeGetTensorImpl()->set_wrapped_number(true);
