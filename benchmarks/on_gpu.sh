@@ -35,12 +35,13 @@ for what in "$@"; do
         --out "$OUT/$stamp-${models//,/-}${cases:+-$(tr , _ <<<"$cases")}-core.json" || failed=1 ;;
     touch:*) $PYTHON -c "from benchmarks.models import touch_memory; touch_memory(${what#touch:})" ;;
     host) $PYTHON -m benchmarks.host_cost --out "$OUT/$stamp-host.json" || failed=1 ;;
+    contention) $PYTHON -m benchmarks.contention --out "$OUT/$stamp-contention.json" || failed=1 ;;
     attach) $PYTHON -m benchmarks.attach ${ATTACH_OPTIONS:-} --out "$OUT/$stamp-attach.json" || failed=1 ;;
     sanitize)
       compute-sanitizer --tool memcheck --error-exitcode 9 \
         $PYTHON -m pytest -q -m gpu tests/gpu -k "not full" >"$OUT/sanitizer.log" 2>&1 || failed=1
       tail -5 "$OUT/sanitizer.log" ;;
-    demo) make demo PYTHON=$PYTHON || failed=1 ;;
+    demo) timeout 100 make demo PYTHON="$PYTHON" || failed=1 ;;
     *) echo "unknown: $what"; failed=1 ;;
   esac
 done
