@@ -97,7 +97,9 @@ def _refuse_impossible(model: nn.Module, blocks: list[Block], config: SwapConfig
     if ring is not None and ring < requests.largest_bytes:
         raise ConfigError(requests.ring_too_small(ring))
     if resolved.vram_bytes is not None:
-        on_device = sum(p.nbytes for p in model.parameters() if p.device == device)
+        # The CPU keeps no statistics: there is nothing to take off.
+        tracked = device.type != "cpu"
+        on_device = sum(p.nbytes for p in model.parameters() if p.device == device and tracked)
         fixed = memory.allocated_bytes() - on_device + _fixed_bytes(model, leaves)
         requests.check_smallest(
             resolved.vram_bytes, fixed, _image_bytes([p for _, _, p in leaves.small])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import torch
+
 from blockswap import _C
 from blockswap.progress import progress
 
@@ -60,6 +62,13 @@ class Host:
         end = self.offsets[before] + self.image_bytes[before]
         chunk_end = int(self.arena.chunk_end(self.offsets[before]))
         return bool(self.offsets[leaf] == end and chunk_end > end)
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor's bytes lie in the arena."""
+        begin = int(self.arena.address)
+        return tensor.device.type == "cpu" and (
+            begin <= tensor.data_ptr() < begin + int(self.arena.bytes)
+        )
 
     def arrange(self, order: Sequence[int]) -> None:
         """Lay images out in the order in which they run, where that takes little room.

@@ -40,6 +40,7 @@ class ModelState:
         self.units: dict[int, Unit] = {}
         self.token = torch.empty(0)
         self.small_bytes = 0
+        self.weight_bytes = 0
         self._small_address = 0
 
     def take(self) -> None:
@@ -47,6 +48,7 @@ class ModelState:
 
         On failure or Ctrl-C every parameter keeps whole values, and nothing else has changed.
         """
+        self.weight_bytes = sum(p.nbytes for p in self.model.parameters())
         self.leaves: Leaves = find_leaves(
             self.model, self.blocks, include_outside=self.config.mode == "layerwise"
         )
@@ -221,6 +223,12 @@ class ModelState:
         held = {c.index: self._held(c.index) for c in changes if c.kind != WRITTEN}
         if any(not _is_alike(now, self.binding.host(i)) for i, now in held.items()):
             return False
+        if self._is_shared(held):
+            return False
+        for now in held.values():
+            if now is not None and self.host.holds(now):
+                # Its values lie in some image, which may be about to change itself.
+                _C.set_data(now, now.detach().clone())
         for entry, now in held.items():
             if now is not None:
                 self._adopt(entry, now)
@@ -238,6 +246,11 @@ class ModelState:
         self.binding.settle()
         touched.clear()
         return True
+
+    def _is_shared(self, held: dict[int, nn.Parameter | None]) -> bool:
+        """Whether a parameter that came in is now held under two names: tied."""
+        others = {p for i, (_, _, p) in enumerate(self._entries) if i not in held}
+        return len(set(held.values())) < len(held) or not others.isdisjoint(held.values())
 
     def _held(self, entry: int) -> nn.Parameter | None:
         """Return what the module holds now under the entry's name."""

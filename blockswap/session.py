@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from blockswap.binding import Gate, Unit
-from blockswap.blocks import Block
+from blockswap.blocks import Block, find_blocks
 from blockswap.config import SwapConfig
 from blockswap.errors import BlockswapError, UseError
 from blockswap.hooks import Hooks
@@ -242,7 +242,17 @@ class Session:
         self._hooks = None
         self._steward.stop()
         self._state.give_back(detach=False)
+        self._blocks = find_blocks(self.model, self._still_there())
+        self._state.blocks = self._blocks
         self._start()
+
+    def _still_there(self) -> list[nn.Module | str] | None:
+        """Return the user's explicit blocks without modules that have left the model."""
+        if self.config.blocks is None:
+            return None
+        modules = set(self.model.modules())
+        entries = cast("tuple[nn.Module | str, ...]", self.config.blocks)
+        return [e for e in entries if isinstance(e, str) or e in modules]
 
     def _stop_autocast_cache(self) -> None:
         # The cache would keep a cast copy of every weight on the device until autocast ends.

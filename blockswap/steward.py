@@ -186,7 +186,9 @@ class Steward:
         refine(learned, times, self._members())
         sizes = [piece.bytes for piece in self.plan.pieces]
         speed = copy_speed(times, sizes, self.request.link.seconds_per_copy)
-        self.link_bytes_per_s = speed or self.link_bytes_per_s
+        throttle = self.state.config.throttle_gb_per_s
+        if speed > 0:
+            self.link_bytes_per_s = min(speed, 1e9 * throttle) if throttle else speed
         plan, request = self._make_plan(learned)
         running = self.plan
         pieces = running.pieces

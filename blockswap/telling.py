@@ -41,7 +41,6 @@ def make_timeline(steward: Steward) -> Timeline | None:
 def make_report(steward: Steward, session_state: State) -> Report:
     """Return what happened up to the last step."""
     state = steward.state
-    weight_bytes = sum(p.nbytes for p in state.model.parameters())
     if not state.is_taken:
         return Report(
             model=type(state.model).__name__,
@@ -49,7 +48,7 @@ def make_report(steward: Steward, session_state: State) -> Report:
             state=session_state,
             steps=steward.steps,
             cap_bytes=state.config.vram_bytes,
-            weight_bytes=weight_bytes,
+            weight_bytes=state.weight_bytes,
             leaf_bytes=0,
             resident_bytes=0,
             ring_bytes=0,
@@ -69,13 +68,14 @@ def make_report(steward: Steward, session_state: State) -> Report:
     streamed = [piece for piece in plan.pieces if not piece.resident]
     busy_ms = timeline.link_busy_ms if timeline else 0.0
     stall_ms = timeline.stall_ms if timeline else 0.0
+    streams = bool(streamed)
     return Report(
         model=type(state.model).__name__,
         device=str(state.device),
         state=session_state,
         steps=steward.steps,
         cap_bytes=state.config.vram_bytes,
-        weight_bytes=weight_bytes,
+        weight_bytes=state.weight_bytes,
         leaf_bytes=state.leaves.block_bytes,
         resident_bytes=plan.resident_bytes + state.small_bytes,
         ring_bytes=plan.ring_bytes if streamed else 0,
@@ -91,7 +91,7 @@ def make_report(steward: Steward, session_state: State) -> Report:
         idle_link_gb_per_s=steward.measured_link_bytes_per_s / 1e9,
         throttle_gb_per_s=state.config.throttle_gb_per_s,
         step_ms=1e3 * step_seconds if step_seconds > 0 else None,
-        stall_ms=stall_ms if step_seconds > 0 else None,
+        stall_ms=stall_ms if timeline or (step_seconds > 0 and not streams) else None,
         predicted_ms=1e3 * plan.predicted_seconds if ready else None,
         bound_ms=1e3 * plan.bound_seconds if ready else None,
         overlap=max(0.0, 1 - stall_ms / busy_ms) if busy_ms > 0 else None,

@@ -124,12 +124,11 @@ void Engine::enqueue_fetch(const Action& action, Device::Stream stream) {
     // Wait on done, not ready: the earlier piece's kernels may still read this range.
     device_->wait(stream, tracks_[static_cast<size_t>(action.overwritten)].done);
   }
-  track.newest_copy = 1 - track.newest_copy;
-  CopyTimes& copy = track.copies[track.newest_copy];
   const int64_t bytes = plan_.pieces[index].bytes;
-  copy.recorded = measures_;
+  track.is_timed = measures_;
   if (measures_) {
-    device_->record(copy.begin, stream);
+    track.newest_copy = 1 - track.newest_copy;
+    device_->record(track.copies[track.newest_copy].begin, stream);
   }
   if (options_.throttle_bytes_per_second > 0.0) {
     const double slowdown = options_.link_bytes_per_second / options_.throttle_bytes_per_second;
@@ -141,7 +140,7 @@ void Engine::enqueue_fetch(const Action& action, Device::Stream stream) {
   device_->enqueue_copy(stream, targets_[index], images_[index], bytes);
   device_->record(track.ready, stream);
   if (measures_) {
-    device_->record(copy.end, stream);
+    device_->record(track.copies[track.newest_copy].end, stream);
   }
   ++counters_.copies;
   counters_.copied_bytes += bytes;
@@ -177,6 +176,7 @@ void Engine::perform(Device::Stream compute) {
         if (measures_) {
           device_->record(track.wait_begin, compute);
           track.run_copy = track.newest_copy;
+          track.run_is_timed = track.is_timed;
           track.ran = true;
         }
         device_->wait(compute, track.ready);

@@ -98,13 +98,14 @@ class Engine {
   // steps, which measure nothing, record only `ready` and `done`.
   struct CopyTimes {
     Device::Event begin, end;
-    bool recorded = false;
   };
   struct Track {
     Device::Event ready, done;
     CopyTimes copies[2];  // two, because the next step's fetch begins in this step
     int newest_copy = 0;
-    int run_copy = 0;  // the one that the last measured run used
+    bool is_timed = false;      // copies[newest_copy] times the bytes that lie in the slot now
+    int run_copy = 0;           // the one that the last measured run used,
+    bool run_is_timed = false;  // if it was timed
     Device::Event wait_begin, wait_end, run_end;
     bool ran = false;  // in the last measured step
   };

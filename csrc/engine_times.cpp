@@ -22,10 +22,10 @@ StepTimes Engine::step_times() {
       return device_->seconds_between(step_begin_, event);
     };
     const CopyTimes& copy = track.copies[track.run_copy];
-    times.pieces.push_back({static_cast<int32_t>(i), copy.recorded ? since_begin(copy.begin) : NAN,
-                            copy.recorded ? since_begin(copy.end) : NAN,
-                            since_begin(track.wait_begin), since_begin(track.wait_end),
-                            since_begin(track.run_end)});
+    times.pieces.push_back(
+        {static_cast<int32_t>(i), track.run_is_timed ? since_begin(copy.begin) : NAN,
+         track.run_is_timed ? since_begin(copy.end) : NAN, since_begin(track.wait_begin),
+         since_begin(track.wait_end), since_begin(track.run_end)});
   }
   return times;
 }
