@@ -5,6 +5,7 @@ Loading it anyway would end in an undefined symbol at best, in wrong memory at w
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def check() -> None:
     import torch
 
     try:
-        from blockswap import _build_info
+        _build_info = importlib.import_module("blockswap._build_info")  # written by setup.py
     except ImportError:
         raise ImportError(f"blockswap's extension has not been built: {REBUILD}") from None
     built_for = TorchVersion(_build_info.TORCH, _build_info.CUDA, _build_info.HIP)
