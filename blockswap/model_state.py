@@ -199,7 +199,7 @@ class ModelState:
     def divert(self, unit: Unit) -> None:
         """Copy a unit's weights to memory of their own for the rest of this forward."""
         unit.is_diverted = True
-        unit.is_read_outside = unit.is_planned
+        unit.is_read_outside = unit.is_read_outside or unit.is_planned
         for entry in unit.entries:
             self.binding.divert(entry, self.token)
 

@@ -126,7 +126,8 @@ class Requests:
         """
         request = self._request(learned, link_bytes_per_s, pinned)
         config = self._config
-        streamable = sum(leaf.bytes for leaf in request.leaves)
+        free = (leaf for leaf in request.leaves if leaf.priority != _C.PINNED)
+        streamable = sum(leaf.bytes for leaf in free)
         if budget_bytes is not None:
             request.budget_bytes = budget_bytes
         if config.offload_bytes is not None:

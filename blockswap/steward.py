@@ -128,10 +128,10 @@ class Steward:
         """
         if key is None:
             return
+        if self._completed and self._key is not None:
+            self._advance(self.learned)
         if key != self._key:
             self._switch(key)
-        elif self._completed:
-            self._advance(self.learned)
         self._completed = False
         self.runs = []
         # Measuring costs the host three events per piece: while it teaches, and now and then.
@@ -156,8 +156,8 @@ class Steward:
         learned = self._learned.setdefault(key, Learned())
         if learned.plan is not None and learned.request is not None:
             self._install(learned.plan, learned.request, learned.order)
-        elif known:
-            self._stream(known)
+        elif learned.order or known:
+            self._stream(learned.order or known)
 
     def _advance(self, learned: Learned) -> None:
         if learned.stage is Stage.READY:
@@ -165,7 +165,9 @@ class Steward:
             return
         learned.steps += 1
         if learned.stage is Stage.TRACE:
-            learned.order = traced_order(self.runs) or self.order
+            order = traced_order(self.runs) or self.order
+            read = [u.index for u in self.state.units.values() if u.is_read_outside]
+            learned.order = order + [leaf for leaf in read if leaf not in order]
             self.state.engine.stop()
             self.state.host.arrange(learned.order)
             self._stream(learned.order)
