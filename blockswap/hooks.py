@@ -66,7 +66,9 @@ class Hooks:
             if everywhere or unit.is_first:
                 self._leaf_handles.append(module.register_forward_pre_hook(self._before))
             if everywhere or unit.is_last:
-                self._leaf_handles.append(module.register_forward_hook(self._after))
+                self._leaf_handles.append(
+                    module.register_forward_hook(self._after, always_call=True)
+                )
 
     @property
     def is_compiled(self) -> bool:

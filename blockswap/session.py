@@ -184,7 +184,10 @@ class Session:
         self._state.take()
         try:
             self._steward.start()
-            self._hooks = Hooks(self, self.model, [block.module for block in self._blocks])
+            # Hooks hold the session weakly, the model holds it: so both can be collected.
+            modules = [block.module for block in self._blocks]
+            self._hooks = Hooks(weakref.proxy(self), self.model, modules)
+            self.model.__dict__["_blockswap_session"] = self
             self._place_hooks()
         except BaseException:
             self._stop(detach=True)
@@ -205,6 +208,8 @@ class Session:
                 self._hooks = None
             self._steward.stop()
             self._state.give_back(detach)
+            if detach:
+                self.model.__dict__.pop("_blockswap_session", None)
         finally:
             self._inside.release()
 
