@@ -62,8 +62,12 @@ class ModelState:
         self._plain: dict[nn.Module, dict[str, nn.Parameter | None]] = {}
         self._watch_parameters()
         managed = {parameter for _, _, parameter in self._entries}
-        self.fixed = FixedTensors(self.model, managed, self.device)
-        self.host = Host(self.binding, self.driver, len(self.units))
+        try:
+            self.fixed = FixedTensors(self.model, managed, self.device)
+            self.host = Host(self.binding, self.driver, len(self.units))
+        except BaseException:
+            self._unwatch()
+            raise
         self.is_taken = True
         try:
             self.host.take(len(self._origins))
@@ -116,12 +120,7 @@ class ModelState:
             for (_, _, parameter), origin in zip(self._entries, self._origins, strict=True):
                 if parameter.device != origin:
                     _C.set_data(parameter, parameter.detach().to(origin))
-            for module, plain in self._plain.items():
-                if isinstance(module._parameters, WatchedParameters):
-                    values = dict.copy(module._parameters)
-                    plain.clear()
-                    plain.update(values)
-                    module._parameters = plain
+            self._unwatch()
             self.fixed.to_origin()
             self._small_address = 0
             self.unit_of, self.units = {}, {}
@@ -130,6 +129,14 @@ class ModelState:
             del self.binding, self.host, self.engine
             self.is_taken = False
         self.is_detached = self.is_detached or detach
+
+    def _unwatch(self) -> None:
+        for module, plain in self._plain.items():
+            if isinstance(module._parameters, WatchedParameters):
+                values = dict.copy(module._parameters)
+                plain.clear()
+                plain.update(values)
+                module._parameters = plain
 
     # Device addresses ----------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -125,7 +126,8 @@ class Session:
             UseError: another thread is inside, or autograd would need the weights later.
         """
         if self.gate.is_open and self._owner == threading.get_ident():
-            if self.gate.root is not module:
+            alone = self.gate.root in self.units
+            if self.gate.root is not module and not (alone and self._is_stale()):
                 return
             self.abort()  # it was interrupted: nothing told us
         if not self._inside.acquire(blocking=False):
@@ -198,6 +200,8 @@ class Session:
             self._hooks.place(learns=self._steward.traces)
 
     def _stop(self, detach: bool) -> None:
+        if self._is_stale():
+            self.abort()
         if not self._inside.acquire(blocking=False):
             raise UseError("a forward runs: pause or detach between forwards")
         try:
@@ -208,8 +212,9 @@ class Session:
                 self._hooks = None
             self._steward.stop()
             self._state.give_back(detach)
-            if detach:
-                self.model.__dict__.pop("_blockswap_session", None)
+            self.model.__dict__.pop("_blockswap_session", None)
+            if not detach:
+                _paused[self.model] = weakref.ref(self)
         finally:
             self._inside.release()
 
@@ -251,6 +256,20 @@ class Session:
         self._state.blocks = self._blocks
         self._start()
 
+    def _is_stale(self) -> bool:
+        """Whether the gate is open although this thread's forward has ended: interrupted."""
+        if not self.gate.is_open or self._owner != threading.get_ident():
+            return False
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if (
+                frame.f_code.co_name == "_call_impl"
+                and frame.f_locals.get("self") is self.gate.root
+            ):
+                return False
+            frame = frame.f_back
+        return True
+
     def _still_there(self) -> list[nn.Module | str] | None:
         """Return the user's explicit blocks without modules that have left the model."""
         if self.config.blocks is None:
@@ -278,9 +297,15 @@ class Session:
         return f"<blockswap.Session {type(self.model).__name__} {self.state}>"
 
 
+# A paused model bears no trace; attaching it again finds its session here.
+_paused: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()
+
+
 def session_of(model: nn.Module) -> Session | None:
     """Return the model's session, attached or paused."""
     found = model.__dict__.get("_blockswap_session")
+    if found is None and model in _paused:
+        found = _paused[model]()
     if found is not None and not isinstance(found, Session):
         raise BlockswapError(
             "model._blockswap_session is not a session: another tool uses the name"
