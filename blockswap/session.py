@@ -190,6 +190,7 @@ class Session:
             modules = [block.module for block in self._blocks]
             self._hooks = Hooks(weakref.proxy(self), self.model, modules)
             self.model.__dict__["_blockswap_session"] = self
+            self.model.__dict__["__reduce_ex__"] = _refuse_copy
             self._place_hooks()
         except BaseException:
             self._stop(detach=True)
@@ -213,6 +214,7 @@ class Session:
             self._steward.stop()
             self._state.give_back(detach)
             self.model.__dict__.pop("_blockswap_session", None)
+            self.model.__dict__.pop("__reduce_ex__", None)
             if not detach:
                 _paused[self.model] = weakref.ref(self)
         finally:
@@ -295,6 +297,13 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<blockswap.Session {type(self.model).__name__} {self.state}>"
+
+
+def _refuse_copy(_protocol: object) -> Any:
+    raise UseError(
+        "a model that blockswap streams cannot be copied or pickled as it is: call session.pause()"
+        " first, or save model.state_dict()"
+    )
 
 
 # A paused model bears no trace; attaching it again finds its session here.
