@@ -5,7 +5,6 @@ The C++ ``Binding`` changes the addresses; here is what notices that somebody lo
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, ItemsView, ValuesView
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from blockswap.callers import reader
 from blockswap.errors import UseError
 
 
@@ -81,23 +81,13 @@ class Gate:
         if self.learns:
             if self.running is unit:
                 unit.readers.add(reader)
-                return
+                if unit.is_planned:
+                    return
         elif unit.piece >= 0 and unit.piece == self.live and reader in unit.readers:
             return
         fetch = self.read_outside() if self.read_outside is not None else None
         if fetch is not None:
             fetch(unit)
-
-
-_GETATTR = nn.Module.__getattr__.__code__
-
-
-def _reader() -> CodeType:
-    """Return the code that asked for a parameter: past the dict and `nn.Module.__getattr__`."""
-    frame = sys._getframe(2)
-    if frame.f_code is _GETATTR and frame.f_back is not None:
-        frame = frame.f_back
-    return frame.f_code
 
 
 class WatchedParameters(dict[str, nn.Parameter | None]):
@@ -119,29 +109,29 @@ class WatchedParameters(dict[str, nn.Parameter | None]):
         unit = self.unit
         if self.gate.is_open:
             if unit.piece >= 0 or not unit.is_planned:
-                self.gate.note(unit, _reader())
+                self.gate.note(unit, reader())
         else:
             self.gate.touched.add(unit)
         return dict.__getitem__(self, key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        self.gate.note(self.unit, _reader())
+        self.gate.note(self.unit, reader())
         return dict.get(self, key, default)
 
     def items(self) -> ItemsView[str, nn.Parameter | None]:  # type: ignore[override]
-        self.gate.note(self.unit, _reader())
+        self.gate.note(self.unit, reader())
         return dict.items(self)
 
     def values(self) -> ValuesView[nn.Parameter | None]:  # type: ignore[override]
-        self.gate.note(self.unit, _reader())
+        self.gate.note(self.unit, reader())
         return dict.values(self)
 
     def pop(self, *args: Any) -> Any:
-        self.gate.note(self.unit, _reader())
+        self.gate.note(self.unit, reader())
         return dict.pop(self, *args)
 
     def copy(self) -> dict[str, nn.Parameter | None]:
-        self.gate.note(self.unit, _reader())
+        self.gate.note(self.unit, reader())
         return dict(dict.items(self))
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:

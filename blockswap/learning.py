@@ -65,6 +65,15 @@ def traced_order(runs: Iterable[int]) -> list[int]:
     return list(dict.fromkeys(runs))
 
 
+def with_strangers(order: Sequence[int], strangers: Iterable[int]) -> list[int]:
+    """Return the order with more leaves, each behind the last one that is declared before it."""
+    merged = list(order)
+    for leaf in sorted(strangers):
+        before = [position for position, other in enumerate(merged) if other < leaf]
+        merged.insert(before[-1] + 1 if before else 0, leaf)
+    return merged
+
+
 def take_times(
     learned: Learned, times: _C.StepTimes, leaf_of_piece: Sequence[Sequence[int]]
 ) -> None:

@@ -36,6 +36,7 @@ class ModelState:
         self.blocks = blocks
         self.is_taken = False
         self.is_detached = False
+        self.strangers: set[int] = set()  # leaves that were used without being in the plan
         self.unit_of: dict[nn.Module, Unit] = {}
         self.units: dict[int, Unit] = {}
         self.token = torch.empty(0)
@@ -80,6 +81,7 @@ class ModelState:
             self.give_back(detach=True)
             raise
         self.is_detached = False
+        self.strangers.clear()
         self.gate.touched.clear()
 
     def _watch_parameters(self) -> None:
@@ -206,7 +208,10 @@ class ModelState:
     def divert(self, unit: Unit) -> None:
         """Copy a unit's weights to memory of their own for the rest of this forward."""
         unit.is_diverted = True
-        unit.is_read_outside = unit.is_read_outside or unit.is_planned
+        if unit.is_planned:
+            unit.is_read_outside = True
+        else:
+            self.strangers.add(unit.index)
         for entry in unit.entries:
             self.binding.divert(entry, self.token)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 
 from blockswap.binding import Gate, Unit
 from blockswap.blocks import Block, find_blocks
+from blockswap.callers import is_running
 from blockswap.config import SwapConfig
 from blockswap.errors import BlockswapError, UseError
 from blockswap.hooks import Hooks
@@ -262,15 +262,7 @@ class Session:
         """Whether the gate is open although this thread's forward has ended: interrupted."""
         if not self.gate.is_open or self._owner != threading.get_ident():
             return False
-        frame: FrameType | None = sys._getframe()
-        while frame is not None:
-            if (
-                frame.f_code.co_name == "_call_impl"
-                and frame.f_locals.get("self") is self.gate.root
-            ):
-                return False
-            frame = frame.f_back
-        return True
+        return not is_running(self.gate.root)
 
     def _still_there(self) -> list[nn.Module | str] | None:
         """Return the user's explicit blocks without modules that have left the model."""

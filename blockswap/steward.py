@@ -17,6 +17,7 @@ from blockswap.learning import (
     refine,
     take_times,
     traced_order,
+    with_strangers,
 )
 from blockswap.model_state import ModelState
 from blockswap.report import Report, State, Timeline
@@ -160,6 +161,13 @@ class Steward:
             self._stream(learned.order or known)
 
     def _advance(self, learned: Learned) -> None:
+        strangers = self.state.strangers - set(learned.order)
+        self.state.strangers.clear()
+        if strangers and learned.stage is not Stage.TRACE:
+            # Skipped when the order was learned, they run now: they belong into the plan.
+            learned.seconds.clear()
+            self._time(learned, with_strangers(learned.order, strangers))
+            return
         if learned.stage is Stage.READY:
             self._watch_order(learned)
             return
@@ -167,11 +175,7 @@ class Steward:
         if learned.stage is Stage.TRACE:
             order = traced_order(self.runs) or self.order
             read = [u.index for u in self.state.units.values() if u.is_read_outside]
-            learned.order = order + [leaf for leaf in read if leaf not in order]
-            self.state.engine.stop()
-            self.state.host.arrange(learned.order)
-            self._stream(learned.order)
-            learned.enter(Stage.TIME)
+            self._time(learned, order + [leaf for leaf in read if leaf not in order])
         elif learned.stage is Stage.TIME:
             take_times(learned, self.state.engine.step_times(), self._members())
             if learned.steps >= TIMED_STEPS:
@@ -181,6 +185,14 @@ class Steward:
         elif learned.steps >= SETTLING_STEPS:
             self._settle(learned)
             learned.enter(Stage.READY)
+
+    def _time(self, learned: Learned, order: list[int]) -> None:
+        """Stream every leaf in its order, to see how long each computes."""
+        learned.order = order
+        self.state.engine.stop()
+        self.state.host.arrange(order)
+        self._stream(order)
+        learned.enter(Stage.TIME)
 
     def _settle(self, learned: Learned) -> None:
         """Plan once more with the times of a real step; prefer the plan that runs."""

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 #include <mutex>
+#include <utility>
 
 #include "error.h"
 #include "os.h"
@@ -49,13 +50,33 @@ Binding::Binding(at::Tensor token, std::shared_ptr<Engine> engine)
 
 Binding::~Binding() {
   bindings_by_token().erase(token_.storage().unsafeGetStorageImpl());
-  for (Entry& entry : entries_) {
+  drop_references();
+}
+
+int Binding::visit(visitproc visit, void* arg) const {
+  for (const Entry& entry : entries_) {
+    Py_VISIT(entry.parameters);
+    Py_VISIT(entry.object);
+  }
+  for (const Watched& watched : watched_) {
+    Py_VISIT(watched.dict);
+  }
+  return 0;
+}
+
+void Binding::drop_references() {
+  // Moved out first: what dies here may come back and look.
+  const std::vector<Entry> entries = std::exchange(entries_, {});
+  const std::vector<Watched> watched = std::exchange(watched_, {});
+  leaves_.clear();
+  leaf_of_storage_.clear();
+  for (const Entry& entry : entries) {
     Py_DECREF(entry.parameters);
     Py_DECREF(entry.name);
     Py_DECREF(entry.object);
   }
-  for (Watched& watched : watched_) {
-    Py_DECREF(watched.dict);
+  for (const Watched& each : watched) {
+    Py_DECREF(each.dict);
   }
 }
 

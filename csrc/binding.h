@@ -30,9 +30,8 @@ struct Change {
 
 // Ties parameters to their two addresses: the host image outside a forward, the device address
 // inside one. Both are tensors with a Storage of their own, of exactly the parameter's size;
-// binding
-// copies their metadata into the parameter, which stays the same object with the same version.
-// Not thread-safe; the GIL is held, except in fill().
+// binding copies their metadata into the parameter, which stays the same object with the same
+// version. Not thread-safe; the GIL is held, except in fill().
 class Binding {
  public:
   Binding(at::Tensor token, std::shared_ptr<Engine> engine);
@@ -44,8 +43,7 @@ class Binding {
   static void assign(const at::Tensor& parameter, const at::Tensor& data);
 
   // `parameters` is the module's own dict, looked into raw: no access is noted. A leaf's image
-  // holds
-  // its parameters in the order in which they were added. Returns the parameter's index.
+  // holds its parameters in the order in which they were added. Returns the parameter's index.
   int64_t add(PyObject* parameters, const std::string& name, PyObject* object,
               const at::Tensor& tensor, int32_t leaf);
   // The module holds another parameter of equal shape and dtype now: its values become the image's.
@@ -99,6 +97,10 @@ class Binding {
   void release(at::TensorList weights, Device::Stream compute);
   static Binding* find(const at::Tensor& token);
   int64_t foreign() const { return foreign_; }
+
+  // For Python's collector: a model holds its session, which holds this, which holds its modules.
+  int visit(visitproc visit, void* arg) const;
+  void drop_references();
 
  private:
   struct Entry {

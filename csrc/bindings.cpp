@@ -178,6 +178,27 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("counters", &Engine::counters);
 }
 
+// Null while the object is being made or taken apart.
+Binding* binding_in(PyObject* object) {
+  auto* instance = reinterpret_cast<py::detail::instance*>(object);
+  py::detail::value_and_holder held = instance->get_value_and_holder();
+  return held.holder_constructed() ? held.value_ptr<Binding>() : nullptr;
+}
+
+void collect_binding(PyHeapTypeObject* heap_type) {
+  PyTypeObject& type = heap_type->ht_type;
+  type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+  type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    const Binding* binding = binding_in(self);
+    return binding != nullptr ? binding->visit(visit, arg) : 0;
+  };
+  type.tp_clear = [](PyObject* self) {
+    if (Binding* binding = binding_in(self)) binding->drop_references();
+    return 0;
+  };
+}
+
 void bind_binding(py::module_& m) {
   m.def("set_data", [](const at::Tensor& parameter, const at::Tensor& data) {
     Binding::assign(parameter, data.detach());
@@ -186,7 +207,7 @@ void bind_binding(py::module_& m) {
       .def_readonly("index", &Change::index)
       .def_property_readonly("kind",
                              [](const Change& change) { return static_cast<int>(change.kind); });
-  py::class_<Binding>(m, "Binding")
+  py::class_<Binding>(m, "Binding", py::custom_type_setup(&collect_binding))
       .def(py::init<at::Tensor, std::shared_ptr<Engine>>())
       .def("add",
            [](Binding& binding, const py::dict& parameters, const std::string& name,

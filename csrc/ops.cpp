@@ -1,11 +1,9 @@
 // The two custom ops. Nothing else includes the dispatcher.
 //
 // acquire_ before and release_ after each leaf module that holds weights. `token` is one tiny
-// tensor
-// per session, claimed mutated by both: it alone puts all of them into program order when a
-// compiler
-// traces the model. `w` is claimed mutated because its bytes may arrive only now; `out` so that no
-// work that reads a weight can move behind the release. None of them is written here.
+// tensor per session, claimed mutated by both: it alone puts all of them into program order when a
+// compiler traces the model. `w` is claimed mutated because its bytes may arrive only now; `out` so
+// that no work that reads a weight can move behind the release. None of them is written here.
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>

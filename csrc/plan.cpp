@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "cut.h"
 #include "error.h"
@@ -162,24 +163,20 @@ Plan make_plan(const PlanRequest& request) {
 
   struct Cut {
     int64_t target;
-    std::vector<Piece> pieces;
     std::unique_ptr<Search> search;
   };
   std::vector<Cut> cuts;
   for (int64_t target : piece_sizes(request, by_leaf)) {
     std::vector<Piece> pieces = cut_pieces(request, target, streams);
-    if (!cuts.empty() && cuts.back().pieces.size() == pieces.size()) continue;
-    cuts.push_back({target, std::move(pieces), nullptr});
+    if (!cuts.empty() && cuts.back().search->pieces().size() == pieces.size()) continue;
+    cuts.push_back({target, std::make_unique<Search>(std::move(pieces), request)});
+    cuts.back().search->sweep();
   }
   const auto best_first = [&] {
     std::stable_sort(cuts.begin(), cuts.end(), [](const Cut& a, const Cut& b) {
       return a.search->score() < b.search->score();
     });
   };
-  for (Cut& cut : cuts) {
-    cut.search = std::make_unique<Search>(cut.pieces, request);
-    cut.search->sweep();
-  }
   best_first();
   const size_t tried = std::min(cuts.size(), kRefinedCuts);
   const auto visits = [&] {
@@ -196,7 +193,7 @@ Plan make_plan(const PlanRequest& request) {
   if (!search.found()) throw UseError("plan: the search found none, although one is possible");
 
   Plan plan;
-  plan.pieces = cuts[0].pieces;
+  plan.pieces = search.pieces();
   plan.piece_bytes = cuts[0].target;
   plan.search_visits = visits();
   plan.compute_seconds = request.head_seconds;

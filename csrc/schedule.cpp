@@ -63,17 +63,9 @@ bool Schedule::may_fetch(int32_t position) const {
   if (entry.state == State::kFetched || entry.state == State::kLive) {
     return false;
   }
-  // The plan's own limit: its last user in the cycle, or the lookahead, has been passed.
-  if (entry.after >= 0 && distance(last_, position) > distance(entry.after, position)) {
-    return false;
-  }
-  for (const int32_t other : entry.overlaps) {
-    const State state = cycle_[static_cast<size_t>(other)].state;
-    if (state == State::kFetched || state == State::kLive) {
-      return false;
-    }
-  }
-  return true;
+  // The slot's last user in the cycle, or the lookahead's limit, has been passed. validate() saw
+  // that no piece between `after` and this one needs the same bytes.
+  return entry.after < 0 || distance(last_, position) <= distance(entry.after, position);
 }
 
 void Schedule::fetch(int32_t position, std::vector<Action>& actions) {
@@ -85,9 +77,9 @@ void Schedule::fetch(int32_t position, std::vector<Action>& actions) {
       latest = earlier.released_at;
       action.overwritten = earlier.piece;
     }
+    // It stays unused: another fetch into the rest of its range, on another stream, waits as well.
     if (!earlier.used) {
       actions.push_back({Action::Kind::kOutrun, earlier.piece});
-      earlier.used = true;
     }
   };
   overwrite(entry);
@@ -117,8 +109,7 @@ void Schedule::fetch_ahead(std::vector<Action>& actions) {
 }
 
 // Out of the planned order: what lies ready just ahead of `position` stays, everything else that
-// was
-// fetched becomes spent (intact, but free to be overwritten), and fetching goes on behind it.
+// was fetched becomes spent (intact, but free to be overwritten), and fetching goes on behind it.
 void Schedule::anchor(int32_t position) {
   int32_t next = next_of(position);
   std::vector<bool> ahead(cycle_.size(), false);

@@ -62,7 +62,7 @@ class Schedule {
     int64_t begin = 0, end = 0;  // its slot
     int32_t after = -1;          // position whose release allows the fetch
     State state = State::kAbsent;
-    bool used = true;               // the bytes last copied there were run
+    bool used = true;               // no copy into its slot is under way that nobody waited for
     int64_t released_at = -1;       // count of releases, to find the latest user of a range
     std::vector<int32_t> overlaps;  // positions whose slots share bytes with this one
   };

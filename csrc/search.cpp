@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <utility>
 
 #include "cut.h"
 #include "slots.h"
@@ -12,10 +13,11 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int kReplaySteps = 4;
+constexpr int kTriedStarts = 6;
 constexpr size_t kKeptStarts = 4;
-constexpr int kFewStreamed = 24;
+constexpr int kFewStreamed = 12, kSomeStreamed = 24;
 constexpr int kBisections = 16;
-constexpr double kNear = 1.03;
+constexpr double kFewNear = 1.2, kSomeNear = 1.03;
 // Among plans of nearly equal speed the one that leaves the link free wins, then the smaller ring.
 constexpr double kCopyWeight = 1e-3;
 // A little of what the step would lose on a link 5 % slower: of two plans that just hide their
@@ -28,18 +30,18 @@ constexpr double kUnboundedRingWeight = 0.005;
 
 }  // namespace
 
-Search::Search(const std::vector<Piece>& pieces, const PlanRequest& request)
-    : pieces_(pieces), request_(request), cycle_(pieces, request) {
+Search::Search(std::vector<Piece> pieces, const PlanRequest& request)
+    : pieces_(std::move(pieces)), request_(request), cycle_(pieces_, request) {
   std::map<int32_t, int> dense;
-  for (const Piece& piece : pieces) {
+  for (const Piece& piece : pieces_) {
     if (!piece.resident && request.offload_blocks.empty()) {
       dense[level_of(request.leaves[piece.first_leaf])] = 0;
     }
   }
   for (auto& entry : dense) entry.second = num_levels_++;
-  level_.assign(pieces.size(), -1);
-  for (size_t p = 0; p < pieces.size(); ++p) {
-    const Piece& piece = pieces[p];
+  level_.assign(pieces_.size(), -1);
+  for (size_t p = 0; p < pieces_.size(); ++p) {
+    const Piece& piece = pieces_[p];
     total_bytes_ += piece.bytes;
     if (piece.resident) fixed_bytes_ += piece.bytes;
     if (piece.resident || !request.offload_blocks.empty()) continue;
@@ -74,9 +76,13 @@ double Search::judge(const std::vector<char>& resident, int64_t ring_limit, doub
   };
   cycle_.place(limit, {});
   double best = score();
-  // A few large slots: how exactly they lie decides; many small ones: it hardly matters.
-  if (cycle_.num_streamed() <= kFewStreamed && best >= threshold && best < threshold * kNear) {
-    cycle_.place(limit, best_laps(cycle_, limit));
+  // The fewer and larger the slots, the more it matters how exactly they lie.
+  const int streamed = cycle_.num_streamed();
+  const double near = streamed <= kFewStreamed    ? kFewNear
+                      : streamed <= kSomeStreamed ? kSomeNear
+                                                  : 0.0;
+  if (best >= threshold && best < threshold * near) {
+    cycle_.place(limit, best_laps(cycle_, limit, kTriedStarts, kReplaySteps));
     best = std::min(best, score());
   }
   return best;
@@ -161,6 +167,26 @@ bool Search::spread(int64_t ring, int64_t stream_bytes, double threshold,
   return found;
 }
 
+// Streams what computes least per byte: the best where the ring is too small to overlap anything.
+void Search::stream_idle_first(int64_t stream_bytes, int64_t ring, std::vector<char>& resident) {
+  std::vector<int> order = movable_;
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+    if (level_[a] != level_[b]) return level_[a] < level_[b];
+    return pieces_[a].seconds * static_cast<double>(pieces_[b].bytes) <
+           pieces_[b].seconds * static_cast<double>(pieces_[a].bytes);
+  });
+  cycle_.add_work(static_cast<int64_t>(order.size()));
+  for (size_t p = 0; p < pieces_.size(); ++p) resident[p] = pieces_[p].resident;
+  for (int p : movable_) resident[p] = 1;
+  for (int p : order) {
+    if (stream_bytes <= 0) break;
+    if (pieces_[p].bytes > ring && num_levels_ > 1) break;  // a higher level must not go before it
+    if (pieces_[p].bytes > ring) continue;
+    resident[p] = 0;
+    stream_bytes -= pieces_[p].bytes;
+  }
+}
+
 void Search::sweep() {
   std::vector<char> resident(pieces_.size());
   for (size_t p = 0; p < pieces_.size(); ++p) resident[p] = pieces_[p].resident;
@@ -204,6 +230,7 @@ void Search::sweep() {
     exhaust(ring_is_free() ? rings : std::vector<int64_t>{unlimited});
     return;
   }
+  Choice idle_first;
   for (int64_t ring : rings) {
     int64_t stream = std::max<int64_t>(request_.offload_bytes, 0);
     if (request_.budget_bytes >= 0) {
@@ -215,9 +242,15 @@ void Search::sweep() {
         consider(resident, limit);
       }
     }
+    stream_idle_first(std::min(stream, movable_bytes_), ring, resident);
+    const double score = judge(resident, limit, idle_first.score);
+    if (score < idle_first.score) idle_first = {resident, limit, score};
   }
   for (int p : movable_) resident[p] = 0;
   consider(resident, rings.back());
+  // Kept even when it is worse: it lies in another valley than the even ones.
+  if (idle_first.score < kInfinity) starts_.push_back(idle_first);
+  if (idle_first.score < best_.score) best_ = idle_first;
 }
 
 void Search::exhaust(const std::vector<int64_t>& ring_limits) {

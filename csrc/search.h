@@ -18,13 +18,15 @@ namespace blockswap {
 // the same request gives the same plan on any machine.
 class Search {
  public:
-  Search(const std::vector<Piece>& pieces, const PlanRequest& request);
+  // Owns its pieces: searches are sorted, and a reference would follow the vector's old place.
+  Search(std::vector<Piece> pieces, const PlanRequest& request);
 
   void sweep();
   void improve(int64_t max_work);
 
   bool found() const { return best_.score < std::numeric_limits<double>::infinity(); }
   double score() const { return best_.score; }
+  const std::vector<Piece>& pieces() const { return pieces_; }
   const std::vector<char>& resident() const { return best_.resident; }
   int64_t ring_limit() const { return best_.ring_limit; }
   int64_t work() const { return cycle_.work(); }
@@ -42,8 +44,12 @@ class Search {
   double judge(const std::vector<char>& resident, int64_t ring_limit, double threshold);
   void consider(const std::vector<char>& resident, int64_t ring_limit);
   bool spread(int64_t ring, int64_t stream_bytes, double threshold, std::vector<char>& resident);
+  void stream_idle_first(int64_t stream_bytes, int64_t ring, std::vector<char>& resident);
   void exhaust(const std::vector<int64_t>& ring_limits);
-  void climb(Choice& choice, int patience, int64_t end_work);
+  void climb(Choice& choice, bool flips, int patience, int64_t end_work);
+  void change_at_random(std::vector<char>& resident);
+  void stay_at_random(std::vector<char>& resident);
+  int64_t most_resident_bytes() const;
   bool may_beat(int64_t streamed_bytes, double copy_seconds, double threshold) const;
   double copy_seconds(int piece) const {
     return static_cast<double>(pieces_[piece].bytes) / request_.link.bytes_per_second +
@@ -54,7 +60,7 @@ class Search {
   bool may_flip(const std::vector<char>& resident, int piece) const;
   uint32_t random(uint32_t below);
 
-  const std::vector<Piece>& pieces_;
+  const std::vector<Piece> pieces_;
   const PlanRequest& request_;
   Cycle cycle_;
   std::vector<int> movable_;  // pieces that are not settled by pins or by chosen blocks

@@ -40,17 +40,17 @@ void take_slots(const Cycle& cycle, Plan& plan) {
 
 }  // namespace
 
-Cycle::Laps best_laps(Cycle& cycle, int64_t limit_bytes) {
+Cycle::Laps best_laps(Cycle& cycle, int64_t limit_bytes, int max_starts, int replay_steps) {
   Cycle::Laps best;
   double best_seconds = std::numeric_limits<double>::infinity();
   const int n = cycle.num_streamed();
-  const int starts = std::min(n, kMaxStarts);
+  const int starts = std::min(n, max_starts);
   for (int s = 0; s < std::max(starts, 1); ++s) {
     for (Cycle::Fit fit : {Cycle::Fit::kBalanced, Cycle::Fit::kFull, Cycle::Fit::kOldest}) {
       if (fit == Cycle::Fit::kOldest && n > kMaxFitted) continue;
       const Cycle::Laps laps{n > 0 ? s * n / std::max(starts, 1) : 0, fit};
       if (!cycle.place(limit_bytes, laps)) continue;
-      const double seconds = cycle.replay(kReplaySteps);
+      const double seconds = cycle.replay(replay_steps);
       if (seconds < best_seconds * (1.0 - 1e-6)) {
         best_seconds = seconds;
         best = laps;
@@ -75,7 +75,7 @@ void assign_slots(Plan& plan, const PlanRequest& request) {
                       " (" + std::to_string(cycle.largest_bytes()) +
                       " bytes): enlarge swap_space to that, or lower block_size");
   }
-  cycle.place(plan.ring_bytes, best_laps(cycle, plan.ring_bytes));
+  cycle.place(plan.ring_bytes, best_laps(cycle, plan.ring_bytes, kMaxStarts, kReplaySteps));
   take_slots(cycle, plan);
   plan.copy_on_compute = request.lookahead == 0;
 }

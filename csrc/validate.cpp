@@ -168,8 +168,8 @@ void check_lookahead(const Plan& plan, const PlanRequest& request) {
 
 void validate(const Plan& plan, const PlanRequest& request) {
   check_cover(plan, request);
-  check_bytes(plan, request);
   check_slots(plan);
+  check_bytes(plan, request);
   check_levels(plan, request);
   check_lookahead(plan, request);
 }

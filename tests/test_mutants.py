@@ -38,10 +38,8 @@ MUTANTS = [
     Mutant(
         "wrong wrap",
         "schedule.cpp",
-        "const State state = cycle_[static_cast<size_t>(other)].state;\n"
-        "    if (state == State::kFetched || state == State::kLive) {",
-        "const State state = cycle_[static_cast<size_t>(other)].state;\n"
-        "    if (other > position && (state == State::kFetched || state == State::kLive)) {",
+        "return steps > 0 ? steps : steps + static_cast<int32_t>(cycle_.size());",
+        "return steps >= 0 ? steps : steps + static_cast<int32_t>(cycle_.size());",
     ),
     Mutant(
         "stale resident after an edit",
@@ -54,6 +52,12 @@ MUTANTS = [
         "engine.cpp",
         "schedule_->invalidate(piece);",
         ";",
+    ),
+    Mutant(
+        "only the first of two fetches waits for a copy that nobody used",
+        "schedule.cpp",
+        "actions.push_back({Action::Kind::kOutrun, earlier.piece});\n",
+        "actions.push_back({Action::Kind::kOutrun, earlier.piece});\n      earlier.used = true;\n",
     ),
     Mutant(
         "no wait for a copy that nobody used",

@@ -120,9 +120,6 @@ def test_attaching_again_with_other_settings_is_refused_by_name() -> None:
     assert attach(model, offload=2).state == "learning"
 
 
-@pytest.mark.xfail(
-    reason="the C++ binding's references are invisible to the collector", strict=False
-)
 def test_model_and_session_die_when_nobody_uses_them() -> None:
     model = make_stack()
     session = attach_ready(model, X, offload=HALF)

@@ -1,6 +1,5 @@
 // The engine on a device of its own: streams are threads, copies and kernels run later than they
-// are
-// enqueued, and each kernel checks that it sees the image of its own piece. Run under ASan and
+// are enqueued, and each kernel checks that it sees the image of its own piece. Run under ASan and
 // TSan.
 
 #include "../../csrc/engine.h"
@@ -113,7 +112,7 @@ class ThreadDevice final : public Device {
   double seconds_between(Event, Event) override { return 1e-3; }
   void synchronize(Stream stream) override { worker(stream).drain(); }
   void enqueue_copy(Stream stream, void* target, const void* host, int64_t bytes) override {
-    const int delay = jitter();
+    const int delay = jitter() + (bytes >= slow_copy_bytes ? 2000 : 0);
     worker(stream).push([=] {
       std::this_thread::sleep_for(std::chrono::microseconds(delay));
       std::memcpy(target, host, static_cast<size_t>(bytes));
@@ -138,6 +137,8 @@ class ThreadDevice final : public Device {
       }
     });
   }
+  int64_t slow_copy_bytes = INT64_MAX;  // copies of this size or larger take 2 ms
+
   int jitter() { return static_cast<int>(random_() % 60); }
 
  private:
@@ -267,6 +268,17 @@ TEST(any_order_skips_and_repeats_stay_right) {
     f.device->synchronize(f.compute);
     CHECK(f.wrong == 0);
   }
+}
+
+TEST(a_copy_that_nobody_used_is_over_before_any_piece_comes_into_its_range) {
+  // Piece 2 fills the ring and is always skipped; 0 and 1 share its range, each on another stream.
+  Fixture f({256, 256, 512}, std::vector<bool>(3, false), 512, false, 3);
+  f.device->slow_copy_bytes = 512;
+  for (int step = 0; step < 5; ++step) {
+    f.step({0, 1});
+  }
+  f.device->synchronize(f.compute);
+  CHECK(f.wrong == 0);
 }
 
 TEST(a_step_that_breaks_off_leaves_the_next_one_right) {

@@ -16,6 +16,7 @@ sums on the fake device and on the CPU have the same bits.
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 from pathlib import Path
 from types import ModuleType
@@ -45,13 +46,17 @@ def load(verbose: bool = False) -> ModuleType:
         directory = build_directory()
         directory.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("MAX_JOBS", str(max(1, (os.cpu_count() or 2) // 2)))
-        extension = cpp_extension.load(
-            name="blockswap_fake",
-            sources=[str(path) for path in sorted(HERE.glob("*.cpp"))],
-            build_directory=str(directory),
-            extra_cflags=["-O1", "-g0", *WARNINGS],
-            verbose=verbose,
-        )
+        with (directory / "one_builder").open("w") as one_builder:
+            fcntl.flock(one_builder, fcntl.LOCK_EX)
+            # PyTorch's own lock outlives a builder that was killed, and is waited for for ever.
+            (directory / "lock").unlink(missing_ok=True)
+            extension = cpp_extension.load(
+                name="blockswap_fake",
+                sources=[str(path) for path in sorted(HERE.glob("*.cpp"))],
+                build_directory=str(directory),
+                extra_cflags=["-O1", "-g0", *WARNINGS],
+                verbose=verbose,
+            )
         torch.utils.rename_privateuse1_backend("fake")
         device_module = FakeDeviceModule(extension)
         torch._register_device_module("fake", device_module)

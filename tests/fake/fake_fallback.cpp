@@ -1,8 +1,7 @@
 // Every operator that needs no kernel of its own, asynchronously: metadata from its meta kernel,
-// outputs
-// allocated at once, the CPU kernel run later on the current stream's worker, in place on the fake
-// device's bytes. The caller runs ahead, as it does of a GPU, so a range that is refilled while an
-// operator still reads it gives wrong values.
+// outputs allocated at once, the CPU kernel run later on the current stream's worker, in place on
+// the fake device's bytes. The caller runs ahead, as it does of a GPU, so a range that is refilled
+// while an operator still reads it gives wrong values.
 //
 // An operator waits for its stream (never for other streams) when the caller needs values: scalar
 // results, shapes that depend on data, random numbers (drawn from the CPU's generator, in the

@@ -1,7 +1,6 @@
 // The fake accelerator as c10 sees it: what c10::Event, c10::StreamGuard, VirtualGuardImpl,
-// torch.Stream,
-// torch.Event and torch.accelerator call. isStreamCapturing keeps its default (false): nothing
-// captures.
+// torch.Stream, torch.Event and torch.accelerator call. isStreamCapturing keeps its default
+// (false): nothing captures.
 
 #include "fake_memory.h"
 #include "fake_streams.h"

@@ -3,8 +3,7 @@
 // Statistics follow the host's order, as those of PyTorch's caching allocator do: bytes count from
 // allocation until the last owner is gone. The bytes themselves stay until the last task that was
 // enqueued with them (`hold`) has run. Memory that is merely wrapped (at::from_blob) is not held:
-// what
-// frees or refills it too early is the bug that the fake exists to show.
+// what frees or refills it too early is the bug that the fake exists to show.
 //
 // Fresh and freed memory is filled with 0xFF: NaN as float, half and bfloat16, -1 as an integer.
 // Freed

@@ -1,6 +1,5 @@
 // The operators that need kernels of their own on the fake accelerator: allocation, metadata,
-// copies. All
-// others take the boxed fallback (fake_fallback.cpp).
+// copies. All others take the boxed fallback (fake_fallback.cpp).
 
 #include "fake_fallback.h"
 #include "fake_memory.h"
@@ -47,8 +46,7 @@ Tensor empty_strided_options(IntArrayRef size, IntArrayRef stride,
 // Copies
 
 // A copy with all that it needs until it has run. `host` is the tensor on the host's side, if there
-// is
-// one: PyTorch's own pinned allocator protects it in the same way. Wrapped memory stays
+// is one: PyTorch's own pinned allocator protects it in the same way. Wrapped memory stays
 // unprotected.
 struct Copy {
   Tensor from;  // CPU aliases
@@ -67,10 +65,8 @@ struct Copy {
 };
 
 // On which stream, as on CUDA: host to device on the destination's current stream, device to host
-// and
-// between two devices on the source's. Blocking calls wait for that stream. Unlike CUDA, host
-// memory that
-// is not pinned is copied asynchronously too.
+// and between two devices on the source's. Blocking calls wait for that stream. Unlike CUDA, host
+// memory that is not pinned is copied asynchronously too.
 Tensor copy_from(const Tensor& self, const Tensor& dst, bool non_blocking) {
   const bool touches_host = self.is_cpu() || dst.is_cpu();
   const at::Device device = self.is_cpu() ? dst.device() : self.device();
@@ -167,8 +163,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("record_stream", &record_stream);
 
   // Composites that take another path on the CPU than on a foreign device: run whole, they give the
-  // CPU's
-  // bits. (Every operator with both a CPU and a composite kernel, and two that ask for the device.)
+  // CPU's bits. (Every operator with both a CPU and a composite kernel, and two that ask for the
+  // device.)
   for (const char* name : {"_stack", "_stack.out", "addr", "addr.out", "convolution",
                            "linalg__powsum", "native_channel_shuffle", "native_group_norm",
                            "native_layer_norm", "scaled_dot_product_attention"}) {

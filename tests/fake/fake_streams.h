@@ -1,14 +1,13 @@
 // Streams and events of the fake accelerator.
 //
 // A stream is a worker thread that runs closures in order; the caller never waits unless it asks
-// to.
-// So a missing wait between two streams is a real data race here, as on a GPU, and delays (below)
-// make
-// it lose every time. No torch headers: operators, memory and the c10 guard are built on top.
+// to. So a missing wait between two streams is a real data race here, as on a GPU, and delays
+// (below) make it lose every time. No torch headers: operators, memory and the c10 guard are built
+// on top.
 //
 // Rule for tasks: they run on a worker, so they must never need the GIL. What a task owns is
-// destroyed
-// on a host thread later (see StreamQueue::enqueue), because it may include Python objects.
+// destroyed on a host thread later (see StreamQueue::enqueue), because it may include Python
+// objects.
 #pragma once
 
 #include <atomic>
@@ -31,8 +30,7 @@ constexpr int kNumStreams = 8;  // per device; stream 0 is the default stream
 using Task = std::function<void()>;
 
 // Injected slowness. Slept on the workers, so that the host runs ahead as it does of a GPU. Body
-// and
-// copy delays are those in force when the operator is called.
+// and copy delays are those in force when the operator is called.
 struct Delays {
   std::atomic<double> body_seconds{0};           // before each asynchronous operator
   std::atomic<double> copy_seconds_per_byte{0};  // a link's bandwidth
@@ -114,8 +112,8 @@ class Mark {
 };
 
 // An event is its latest mark. Each record makes a new one, so a stream that waits for an earlier
-// record
-// is neither released by nor delayed to a later one, as on CUDA. Never recorded counts as done.
+// record is neither released by nor delayed to a later one, as on CUDA. Never recorded counts as
+// done.
 class Event {
  public:
   void record(StreamQueue& queue);

@@ -1,7 +1,6 @@
 // Stand-ins: an operator's tensor arguments rebuilt on another device type, same metadata, same
-// sharing of
-// storages. On `meta` they tell what the operator would return; on `cpu` they are the fake device's
-// bytes themselves, so that a CPU kernel can read and write them.
+// sharing of storages. On `meta` they tell what the operator would return; on `cpu` they are the
+// fake device's bytes themselves, so that a CPU kernel can read and write them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -30,8 +29,7 @@ void for_each_tensor(const c10::IValue& value, Visit visit) {
 class StandIns {
  public:
   // Host tensors among the arguments: on `meta` they become meta tensors. On `cpu` they are used as
-  // they
-  // are, or copied when the caller will return before the operator runs and may change them.
+  // they are, or copied when the caller will return before the operator runs and may change them.
   StandIns(c10::DeviceType type, bool copy_host_tensors)
       : type_(type), copy_host_tensors_(copy_host_tensors) {}
 

@@ -62,7 +62,9 @@ def refill_while_an_operator_reads(device_module, wait_for_done: bool) -> torch.
         if wait_for_done:
             copy_stream.wait_event(done)
         slot.copy_(torch.full((256,), 9.0), non_blocking=True)
-    return result.cpu()
+    result = result.cpu()
+    copy_stream.synchronize()  # the slot dies with this function
+    return result
 
 
 def test_refill_before_the_operator_ran_gives_wrong_values(device_module):
