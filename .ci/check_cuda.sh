@@ -26,7 +26,10 @@ mkdir -p "$work/include/c10/cuda/impl" "$work/include/ATen/cuda"
 echo '#pragma once' >"$work/include/c10/cuda/impl/cuda_cmake_macros.h"
 printf '#pragma once\n#define AT_CUDNN_ENABLED() 0\n#define AT_ROCM_ENABLED() 0\n' \
   >"$work/include/ATen/cuda/CUDAConfig.h"
-cuda_include=$(dirname "$(dirname "$(readlink -f "$(command -v "$nvcc")")")")/include
+# nvcc may be a script that stands elsewhere: it knows where its headers are.
+echo '#include <cuda_runtime_api.h>' >"$work/where.cu"
+header=$("$nvcc" -M "$work/where.cu" | grep -o '[^ ]*/cuda_runtime_api\.h' | head -n 1)
+cuda_include=$(dirname "$header")
 mapfile -t flags < <("$python" - <<'PYTHON'
 import sysconfig
 from torch.utils.cpp_extension import include_paths

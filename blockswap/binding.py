@@ -5,6 +5,7 @@ The C++ ``Binding`` changes the addresses; here is what notices that somebody lo
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, ItemsView, ValuesView
 from dataclasses import dataclass, field
@@ -14,8 +15,13 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from blockswap import _C
 from blockswap.callers import reader
 from blockswap.errors import UseError
+
+ONE_CALLER = (
+    "a session streams for one caller at a time; wait for the other thread, or attach a second copy"
+)
 
 
 @dataclass(eq=False)
@@ -35,7 +41,8 @@ class Unit:
         is_planned: it has a device address; without one it is copied when it is used.
         is_diverted: a copy of its own serves until this forward ends.
         is_read_outside: somebody other than the module itself reads its weights in a forward.
-        readers: code that was seen to read its weights while its module ran.
+        readers: code that was seen to read its weights while its module ran, by its id; C++ looks
+            into this very dict.
     """
 
     index: int
@@ -49,7 +56,7 @@ class Unit:
     is_planned: bool = False
     is_diverted: bool = False
     is_read_outside: bool = False
-    readers: set[CodeType] = field(default_factory=set)
+    readers: dict[int, CodeType] = field(default_factory=dict)
 
 
 @dataclass
@@ -67,6 +74,7 @@ class Gate:
     running: Unit | None = None  # the leaf whose forward runs now
     live: int = -1  # the piece that was acquired and not yet released
     root: Any = None  # the outermost module of ours that runs
+    owner: int = 0  # the thread that runs it
     touched: set[Unit] = field(default_factory=set)  # looked at since the last forward
     # Called with a unit whose weight is read by somebody else; weak, as Unit says.
     read_outside: weakref.WeakMethod[Callable[[Unit], None]] | None = None
@@ -76,26 +84,30 @@ class Gate:
         if not self.is_open:
             self.touched.add(unit)
             return
-        if unit.is_diverted or (unit.piece < 0 and unit.is_planned):
+        if unit.piece < 0 and unit.is_planned:
+            return
+        if threading.get_ident() != self.owner:
+            raise UseError(f"{unit.name} is read beside a forward that streams it: {ONE_CALLER}")
+        if unit.is_diverted:
             return
         if self.learns:
             if self.running is unit:
-                unit.readers.add(reader)
+                unit.readers[id(reader)] = reader
                 if unit.is_planned:
                     return
-        elif unit.piece >= 0 and unit.piece == self.live and reader in unit.readers:
+        elif unit.piece >= 0 and unit.piece == self.live and id(reader) in unit.readers:
             return
         fetch = self.read_outside() if self.read_outside is not None else None
         if fetch is not None:
             fetch(unit)
 
 
-class WatchedParameters(dict[str, nn.Parameter | None]):
+class WatchedParameters(_C.WatchedDict):
     """A module's ``_parameters`` while attached: an access between forwards may be an edit.
 
     ``p.data += delta`` changes neither the parameter's address nor its version, so that whoever got
     hold of it through the module counts as having written it. During a forward a read of a weight
-    that is not on the device fetches it.
+    that is not on the device fetches it. Reads that are certainly harmless stay in C++.
     """
 
     __slots__ = ("gate", "unit")
@@ -104,14 +116,11 @@ class WatchedParameters(dict[str, nn.Parameter | None]):
         super().__init__(values)
         self.gate = gate
         self.unit = unit
+        self.set_readers(unit.readers)
 
-    def __getitem__(self, key: str) -> nn.Parameter | None:
-        unit = self.unit
-        if self.gate.is_open:
-            if unit.piece >= 0 or not unit.is_planned:
-                self.gate.note(unit, reader())
-        else:
-            self.gate.touched.add(unit)
+    def read(self, key: str) -> nn.Parameter | None:
+        """Return what ``self[key]`` asks for, after it was noted."""
+        self.gate.note(self.unit, reader())
         return dict.__getitem__(self, key)
 
     def get(self, key: str, default: Any = None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any, Protocol
 
 import torch
@@ -142,7 +143,7 @@ def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., N
             acquire(token, weights_of(module))
             return
         unit = units[module]
-        if not gate.is_open:
+        if not gate.is_open or gate.owner != get_ident():
             session.enter(module, (), {})
         gate.running = unit
         piece = unit.piece
@@ -155,6 +156,8 @@ def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., N
         if torch.compiler.is_compiling():
             release(token, tensors_in(output), weights_of(module))
             return
+        if gate.owner != get_ident():
+            return  # refused before it ran
         unit = units[module]
         gate.running = None
         if unit.is_last and unit.piece == gate.live:

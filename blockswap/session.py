@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from blockswap.binding import Gate, Unit
+from blockswap.binding import ONE_CALLER, Gate, Unit
 from blockswap.blocks import Block, find_blocks
 from blockswap.callers import is_running
 from blockswap.config import SwapConfig
@@ -40,7 +40,6 @@ class Session:
         self.gate = Gate()
         self._blocks = blocks
         self._inside = threading.Lock()
-        self._owner = 0
         self._autocast_cached = False
         self._hooks: Hooks | None = None
         self._state = ModelState(model, config, blocks, self.gate)
@@ -125,16 +124,13 @@ class Session:
         Raises:
             UseError: another thread is inside, or autograd would need the weights later.
         """
-        if self.gate.is_open and self._owner == threading.get_ident():
+        if self.gate.is_open and self.gate.owner == threading.get_ident():
             alone = self.gate.root in self.units
             if self.gate.root is not module and not (alone and self._is_stale()):
                 return
             self.abort()  # it was interrupted: nothing told us
         if not self._inside.acquire(blocking=False):
-            raise UseError(
-                f"two forwards of {type(self.model).__name__} at once: a session streams for one"
-                " caller at a time; wait for the other thread, or attach a second copy"
-            )
+            raise UseError(f"two forwards of {type(self.model).__name__} at once: {ONE_CALLER}")
         try:
             self._refuse_grad(args, kwargs)
             whole = module is self.model
@@ -142,7 +138,7 @@ class Session:
                 if self._state.is_restructured() or not self._state.reconcile():
                     self._rebuild()
                 self._steward.before_step(shape_key(args, kwargs) if whole else None)
-            self._owner = threading.get_ident()
+            self.gate.owner = threading.get_ident()
             self.gate.root, self.gate.live, self.gate.running = module, -1, None
             self._state.begin_step()
         except BaseException:
@@ -157,7 +153,7 @@ class Session:
         Raises:
             UseError: the forward changed a weight.
         """
-        if self.gate.root is not module or self._owner != threading.get_ident():
+        if self.gate.root is not module or self.gate.owner != threading.get_ident():
             return
         edited = self._close()
         self._steward.after_step(completed=sys.exc_info()[0] is None)
@@ -230,7 +226,7 @@ class Session:
             if self._autocast_cached:
                 torch.set_autocast_cache_enabled(True)
                 self._autocast_cached = False
-            self._owner = 0
+            self.gate.owner = 0
             self._inside.release()
         return edited
 
@@ -260,7 +256,7 @@ class Session:
 
     def _is_stale(self) -> bool:
         """Whether the gate is open although this thread's forward has ended: interrupted."""
-        if not self.gate.is_open or self._owner != threading.get_ident():
+        if not self.gate.is_open or self.gate.owner != threading.get_ident():
             return False
         return not is_running(self.gate.root)
 

@@ -11,6 +11,7 @@
 
 #include "error.h"
 #include "os.h"
+#include "watched.h"
 
 namespace blockswap {
 namespace {
@@ -71,6 +72,7 @@ void Binding::drop_references() {
   leaves_.clear();
   leaf_of_storage_.clear();
   for (const Entry& entry : entries) {
+    if (WatchedDict* watched = as_watched(entry.parameters)) watched->binding = nullptr;
     Py_DECREF(entry.parameters);
     Py_DECREF(entry.name);
     Py_DECREF(entry.object);
@@ -87,6 +89,10 @@ void Binding::assign(const at::Tensor& parameter, const at::Tensor& data) {
 int64_t Binding::add(PyObject* parameters, const std::string& name, PyObject* object,
                      const at::Tensor& tensor, int32_t leaf) {
   LeafPlace& place = leaf_place(leaf);
+  if (WatchedDict* watched = as_watched(parameters); watched && watched->binding == nullptr) {
+    watched->binding = this;
+    watched->leaf = leaf;
+  }
   Entry entry;
   entry.parameters = Py_NewRef(parameters);
   entry.name = PyUnicode_InternFromString(name.c_str());

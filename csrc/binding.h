@@ -98,6 +98,24 @@ class Binding {
   static Binding* find(const at::Tensor& token);
   int64_t foreign() const { return foreign_; }
 
+  // How a leaf's weights may be read by whoever asks.
+  enum class Access {
+    kFree,  // they are on the device for the whole forward
+    kLive,  // they are there while their piece runs, as now, for the thread whose forward it is
+    kAsk,   // neither, or no forward runs
+  };
+  Access access(int32_t leaf) const {
+    const LeafPlace& place = leaves_[static_cast<size_t>(leaf)];
+    if (!bound_ || !place.on_device) {
+      return Access::kAsk;
+    }
+    if (place.piece < 0) {
+      return Access::kFree;
+    }
+    const bool runs = place.piece == engine_->live() && PyThread_get_thread_ident() == thread_;
+    return runs ? Access::kLive : Access::kAsk;
+  }
+
   // For Python's collector: a model holds its session, which holds this, which holds its modules.
   int visit(visitproc visit, void* arg) const;
   void drop_references();
@@ -123,6 +141,7 @@ class Binding {
     int64_t arena_offset = -1;
     int32_t piece = -1;
     bool is_last = false;
+    bool on_device = false;
   };
   struct Watched {
     PyObject* dict;  // strong
@@ -144,6 +163,7 @@ class Binding {
   std::unordered_map<const c10::StorageImpl*, int32_t> leaf_of_storage_;
   std::shared_ptr<std::atomic<bool>> retired_ = std::make_shared<std::atomic<bool>>(false);
   bool bound_ = false;
+  unsigned long thread_ = 0;  // that bound them
   int64_t foreign_ = 0;
 };
 

@@ -14,6 +14,7 @@ void Binding::place_device(int32_t leaf, uint64_t address, const c10::Device& de
   LeafPlace& place = leaf_place(leaf);
   place.piece = piece;
   place.is_last = is_last;
+  place.on_device = address != 0;
   for (const int64_t index : place.entries) {
     Entry& entry = entries_[static_cast<size_t>(index)];
     if (entry.device.defined()) {
@@ -35,6 +36,7 @@ void Binding::bind() {
     }
     entry.version = entry.tensor.unsafeGetTensorImpl()->version_counter().current_version();
   }
+  thread_ = PyThread_get_thread_ident();
   bound_ = true;
 }
 

@@ -9,6 +9,7 @@
 #include "device/pool.h"
 #include "engine.h"
 #include "error.h"
+#include "watched.h"
 
 namespace py = pybind11;
 using namespace blockswap;
@@ -263,4 +264,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   bind_memory(m);
   bind_engine(m);
   bind_binding(m);
+  add_watched_dict(m.ptr());
 }

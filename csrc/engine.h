@@ -90,6 +90,7 @@ class Engine {
   // Bytes per second of copying `bytes` from `host` to the ring, alone on the link. Blocks.
   double measure_link(const void* host, void* target, int64_t bytes, int repeats);
   const Counters& counters();
+  // The piece that was acquired and not yet released; -1: none.
   int32_t live() const { return schedule_ ? schedule_->live() : -1; }
   Device& device() { return *device_; }
 

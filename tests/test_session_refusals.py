@@ -38,8 +38,9 @@ def forward_in_another_thread(model: Stack) -> Iterator[list[torch.Tensor]]:
     inside, go_on = threading.Event(), threading.Event()
 
     def wait(*_: Any) -> None:
-        inside.set()
-        go_on.wait(60)
+        if threading.current_thread() is thread:
+            inside.set()
+            go_on.wait(60)
 
     outputs: list[torch.Tensor] = []
     handle = model.blocks[2].mix.register_forward_pre_hook(wait)
