@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any, Protocol
@@ -37,7 +38,7 @@ class Entrance(Protocol):
         """Close the gate after an interruption."""
 
     def log_run(self, unit: Unit) -> None:
-        """Hear that a streamed piece begins to run, and with which unit."""
+        """Hear, while learning, that a streamed piece begins to run, and with which unit."""
 
 
 class Hooks:
@@ -78,12 +79,19 @@ class Hooks:
         return any(module._compiled_call_impl is not None for module in modules)
 
     def _hook_outer(self, session: Entrance, module: nn.Module) -> None:
+        gate, model = session.gate, weakref.ref(self._model)
+
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not torch.compiler.is_compiling():
-                session.enter(module, args, kwargs)
+            if torch.compiler.is_compiling():
+                return
+            root = gate.root
+            if root is not None and root is not module and root is model():
+                if gate.owner == get_ident():
+                    return  # a block of the model that runs: by far the most frequent case
+            session.enter(module, args, kwargs)
 
         def after(module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
-            if not torch.compiler.is_compiling():
+            if not torch.compiler.is_compiling() and gate.root is module:
                 session.leave(module)
 
         # First before, last after: other hooks on the module see device weights.
@@ -150,7 +158,8 @@ def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., N
         if piece >= 0 and piece != gate.live and not unit.is_diverted:
             acquire(token, unit.weights)
             gate.live = piece
-            session.log_run(unit)
+            if gate.learns:
+                session.log_run(unit)
 
     def after(module: nn.Module, _args: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
