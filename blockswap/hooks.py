@@ -85,9 +85,9 @@ class Hooks:
             if torch.compiler.is_compiling():
                 return
             root = gate.root
-            if root is not None and root is not module and root is model():
-                if gate.owner == get_ident():
-                    return  # a block of the model that runs: by far the most frequent case
+            inside = root is not None and root is not module and root is model()
+            if inside and gate.owner == get_ident():
+                return  # a block of the model that runs: by far the most frequent case
             session.enter(module, args, kwargs)
 
         def after(module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
