@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "CHANGELOG.md")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 GIB = 2**30
 NAMES = {"flux": "FLUX.1 12B", "wan": "Wan2.1 14B", "qwen": "Qwen-Image 20B", "sdxl": "SDXL UNet"}
@@ -59,18 +60,19 @@ def make_table(results: list[tuple[str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def rewrite(readme: str, table: str) -> str:
-    """Return the README with the table between its marks."""
-    before, _, rest = readme.partition(BEGIN)
+def rewrite(page: str, table: str) -> str:
+    """Return the page with the table between its marks."""
+    before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
 def main() -> None:
-    """Rewrite README.md."""
-    path = ROOT / "README.md"
+    """Rewrite README.md and the CHANGELOG's Measured section."""
     table = make_table(newest_results(ROOT / "benchmarks" / "results"))
-    path.write_text(rewrite(path.read_text(), table))
+    for name in PAGES:
+        path = ROOT / name
+        path.write_text(rewrite(path.read_text(), table))
 
 
 if __name__ == "__main__":

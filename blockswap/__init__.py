@@ -15,6 +15,7 @@ from blockswap.errors import (  # noqa: E402
     UseError,
 )
 from blockswap.pieces import leaf_bytes  # noqa: E402
+from blockswap.pipeline import PipelineReport, PipelineSession  # noqa: E402
 from blockswap.report import Report, Timeline  # noqa: E402
 from blockswap.session import Session  # noqa: E402
 
@@ -25,6 +26,8 @@ __all__ = [
     "CapError",
     "ConfigError",
     "DeviceError",
+    "PipelineReport",
+    "PipelineSession",
     "Report",
     "Session",
     "SwapConfig",

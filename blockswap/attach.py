@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import FrameType
-from typing import Any
+from typing import Any, overload
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from blockswap.config import SwapConfig
 from blockswap.errors import ConfigError, UseError
 from blockswap.memory import DeviceMemory
 from blockswap.pieces import Leaves, find_leaves
+from blockswap.pipeline import PipelineSession, attach_pipeline, is_pipeline
 from blockswap.preflight import check_attachable
 from blockswap.request import Requests
 from blockswap.session import Session, session_of
@@ -20,13 +21,33 @@ from blockswap.session import Session, session_of
 ALIGNMENT = 256
 
 
+@overload
 def attach(
     model: nn.Module,
     vram: int | float | str | None = None,
     *,
     config: SwapConfig | None = None,
     **options: Any,
-) -> Session:
+) -> Session: ...
+
+
+@overload
+def attach(
+    model: Any,
+    vram: int | float | str | None = None,
+    *,
+    config: SwapConfig | None = None,
+    **options: Any,
+) -> Session | PipelineSession: ...
+
+
+def attach(
+    model: Any,
+    vram: int | float | str | None = None,
+    *,
+    config: SwapConfig | None = None,
+    **options: Any,
+) -> Session | PipelineSession:
     """Keep part of a model on the device and stream the rest, bit-identical.
 
     The weights move to pinned host memory, everything outside the blocks to the device. The first
@@ -34,12 +55,15 @@ def attach(
 
     Args:
         model: with weights in memory, on the CPU or a device; any module whose blocks are found.
+            Or a diffusers pipeline: its denoisers stream, each other component moves to the device
+            whole for its turn and back.
         vram: hard cap on device memory, as in `SwapConfig`; None: what is free.
         config: all settings at once, instead of ``vram`` and options.
         options: the other fields of `SwapConfig`.
 
     Returns:
-        The session. Attaching again with the same settings returns the live one.
+        The session, a `PipelineSession` for a pipeline. Attaching again with the same settings
+        returns the live one.
 
     Raises:
         ConfigError: a wrong option, no blocks, meta weights, a model that is offloaded otherwise.
@@ -57,8 +81,13 @@ def attach(
         config = SwapConfig.from_kwargs(vram=vram, **options)
     elif vram is not None or options:
         raise ConfigError("give either config= or options, not both")
-    check_module = isinstance(model, nn.Module)
-    live = session_of(model) if check_module else None
+    if is_pipeline(model):
+        return attach_pipeline(model, config, _attach_model)
+    return _attach_model(model, config)
+
+
+def _attach_model(model: Any, config: SwapConfig) -> Session:
+    live = session_of(model) if isinstance(model, nn.Module) else None
     if live is not None:
         return _same(live, config)
     check_attachable(model)

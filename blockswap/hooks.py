@@ -47,7 +47,7 @@ class Hooks:
     def __init__(self, session: Entrance, model: nn.Module, blocks: list[nn.Module]) -> None:
         self._handles: list[RemovableHandle] = []
         self._model = model
-        self._forward = _stop_cleanly(session, model)
+        _stop_cleanly(session, model)
         self._hook_outer(session, model)
         for block in blocks:
             self._hook_outer(session, block)
@@ -104,7 +104,7 @@ class Hooks:
         """Take every hook off; the forward wrapper stays, inert, where others wrapped it."""
         self._remove(self._leaf_handles)
         self._remove(self._handles)
-        if self._model.__dict__.get("forward") is self._forward:
+        if hasattr(self._model.__dict__.get("forward"), _OURS):
             del self._model.forward
 
     @staticmethod
@@ -114,7 +114,10 @@ class Hooks:
         handles.clear()
 
 
-def _stop_cleanly(session: Entrance, model: nn.Module) -> Callable[..., Any]:
+_OURS = "stops_cleanly"  # marks our wrapper; taken in anew, a model may still wear it
+
+
+def _stop_cleanly(session: Entrance, model: nn.Module) -> None:
     """Wrap the model's forward: ``always_call`` hooks do not run on Ctrl-C, this does."""
     original = model.forward
 
@@ -131,8 +134,8 @@ def _stop_cleanly(session: Entrance, model: nn.Module) -> Callable[..., Any]:
             raise
 
     if "forward" not in model.__dict__:
+        setattr(forward, _OURS, True)
         model.forward = forward
-    return forward
 
 
 def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., None]]:

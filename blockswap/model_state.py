@@ -179,6 +179,12 @@ class ModelState:
                 self.binding.place_device(unit.index, 0, self.token, -1, False)
         self.engine.load(plan, request, images, targets, ring)
 
+    def vacate(self) -> None:
+        """Give the pool's memory back; `place` must follow before the next forward."""
+        self.engine.stop()
+        self.pool.release()
+        self._small_address = 0
+
     def _place(self, unit: Unit, address: int) -> None:
         unit.is_planned = True
         self.binding.place_device(unit.index, address, self.token, unit.piece, unit.is_last)

@@ -4,39 +4,50 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from blockswap.errors import ConfigError, UnsupportedError
+from blockswap.errors import ConfigError, UnsupportedError, UseError
 
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
-_DENOISERS = ("transformer", "transformer_2", "unet", "controlnet", "prior")
 
 
 def require_module(model: object) -> None:
     """Refuse what is not a model.
 
     Raises:
-        ConfigError: not an nn.Module; for a pipeline the text says which part to pass.
+        ConfigError: not an nn.Module.
     """
     if isinstance(model, nn.Module):
         return
     what = "class" if inspect.isclass(model) else "object"
     kind = model.__name__ if inspect.isclass(model) else type(model).__name__
-    components = None if inspect.isclass(model) else getattr(model, "components", None)
-    if isinstance(components, dict):
-        parts = [name for name, part in components.items() if isinstance(part, nn.Module)]
-        parts.sort(key=lambda name: (name not in _DENOISERS, name.startswith("vae")))
-        way_out = f"pass one of its models: {', '.join(f'pipe.{name}' for name in parts)}"
-        raise ConfigError(
-            f"got the pipeline {kind}; whole pipelines are not supported yet: {way_out}"
-        )
     raise ConfigError(
-        f"got the {what} {kind}; accepted: a torch.nn.Module, such as pipe.transformer"
+        f"got the {what} {kind}; accepted: a diffusers pipeline, or a torch.nn.Module such as"
+        " pipe.transformer"
     )
+
+
+def refuse_grad(model: nn.Module, needed: bool, inputs: Iterable[object]) -> None:
+    """Refuse a forward whose weights autograd would read again later.
+
+    Args:
+        model: for its name.
+        needed: whether a streamed parameter requires grad.
+        inputs: of the forward.
+
+    Raises:
+        UseError: a parameter or an input requires grad.
+    """
+    if needed or any(isinstance(v, torch.Tensor) and v.requires_grad for v in inputs):
+        raise UseError(
+            f"{type(model).__name__} runs with grad mode on and tensors that require grad;"
+            " streamed weights are gone when backward would read them: use torch.no_grad() or"
+            " torch.inference_mode(), or model.requires_grad_(False)"
+        )
 
 
 def check_attachable(model: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from blockswap.errors import BlockswapError, UseError
 from blockswap.hooks import Hooks
 from blockswap.learning import shape_key
 from blockswap.model_state import ModelState
+from blockswap.preflight import refuse_grad
 from blockswap.report import Report, State, Timeline
 from blockswap.steward import Steward
 
@@ -106,6 +108,15 @@ class Session:
         """Give PyTorch's unused cached device memory back; the bytes given back."""
         return self._state.memory.give_back()
 
+    def vacate(self) -> None:
+        """Give the device memory of residents and ring back until the next forward.
+
+        Raises:
+            UseError: a forward runs.
+        """
+        if self._hooks is not None:
+            self._between_forwards(self._steward.vacate)
+
     # What the hooks call -------------------------------------------------------------------------
 
     @property
@@ -132,7 +143,9 @@ class Session:
         if not self._inside.acquire(blocking=False):
             raise UseError(f"two forwards of {type(self.model).__name__} at once: {ONE_CALLER}")
         try:
-            self._refuse_grad(args, kwargs)
+            if torch.is_grad_enabled():
+                needed = self._state.requires_grad()
+                refuse_grad(self.model, needed, (*args, *kwargs.values()))
             whole = module is self.model
             with torch.inference_mode(mode=False), torch.no_grad():
                 if self._state.is_restructured() or not self._state.reconcile():
@@ -196,12 +209,18 @@ class Session:
         if self._hooks is not None:
             self._hooks.place(learns=self._steward.traces)
 
-    def _stop(self, detach: bool) -> None:
+    def _between_forwards(self, act: Callable[[], None]) -> None:
         if self._is_stale():
             self.abort()
         if not self._inside.acquire(blocking=False):
-            raise UseError("a forward runs: pause or detach between forwards")
+            raise UseError("a forward runs: do this between forwards")
         try:
+            act()
+        finally:
+            self._inside.release()
+
+    def _stop(self, detach: bool) -> None:
+        def stop() -> None:
             if self._hooks is not None:
                 with torch.inference_mode(mode=False), torch.no_grad():
                     self._state.reconcile()
@@ -213,8 +232,8 @@ class Session:
             self.model.__dict__.pop("__reduce_ex__", None)
             if not detach:
                 _paused[self.model] = weakref.ref(self)
-        finally:
-            self._inside.release()
+
+        self._between_forwards(stop)
 
     def _close(self) -> list[str]:
         self.gate.is_open = False
@@ -229,19 +248,6 @@ class Session:
             self.gate.owner = 0
             self._inside.release()
         return edited
-
-    def _refuse_grad(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not torch.is_grad_enabled():
-            return
-        inputs = (*args, *kwargs.values())
-        if self._state.requires_grad() or any(
-            isinstance(value, torch.Tensor) and value.requires_grad for value in inputs
-        ):
-            raise UseError(
-                f"{type(self.model).__name__} runs with grad mode on and tensors that require grad;"
-                " streamed weights are gone when backward would read them: use torch.no_grad() or"
-                " torch.inference_mode(), or model.requires_grad_(False)"
-            )
 
     def _rebuild(self) -> None:
         """Take the model in anew: modules or parameters came, went or changed shape (LoRA)."""

@@ -57,6 +57,7 @@ class Steward:
         self._completed = False
         self._seen = 0  # mispredictions so far
         self._steps_of_plan = 0
+        self._is_vacated = False
 
     @property
     def learned(self) -> Learned:
@@ -103,6 +104,14 @@ class Steward:
         self._learned.clear()
         self._key = None
 
+    def vacate(self) -> None:
+        """Take everything off the device; the next forward puts it back."""
+        if self._completed and self._key is not None:
+            self._advance(self.learned)
+        self._completed = False
+        self._is_vacated = True
+        self.state.vacate()
+
     def _measure_link(self) -> None:
         arena = self.state.host.arena
         num_bytes = min(LINK_PROBE_BYTES, arena.bytes)
@@ -128,10 +137,12 @@ class Steward:
             CapError: the cap cannot hold this shape's activations.
         """
         if key is None:
+            if self._is_vacated:
+                self._stream(self.order)
             return
         if self._completed and self._key is not None:
             self._advance(self.learned)
-        if key != self._key:
+        if key != self._key or self._is_vacated:
             self._switch(key)
         self._completed = False
         self.runs = []
@@ -157,8 +168,8 @@ class Steward:
         learned = self._learned.setdefault(key, Learned())
         if learned.plan is not None and learned.request is not None:
             self._install(learned.plan, learned.request, learned.order)
-        elif learned.order or known:
-            self._stream(learned.order or known)
+        elif learned.order or known or self._is_vacated:
+            self._stream(learned.order or known or self.order)
 
     def _advance(self, learned: Learned) -> None:
         strangers = self.state.strangers - set(learned.order)
@@ -278,6 +289,7 @@ class Steward:
         self.plan, self.request, self.order = plan, request, list(order)
         self.state.place(plan, request, self.order)
         self._steps_of_plan = 0
+        self._is_vacated = False
         self._on_install()
 
     # Telling -------------------------------------------------------------------------------------

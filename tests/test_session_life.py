@@ -132,6 +132,35 @@ def test_model_and_session_die_when_nobody_uses_them() -> None:
     assert torch.equal(parameter, values), "a parameter that lives on lost its bytes"
 
 
+def test_vacated_session_holds_no_device_memory_and_goes_on_right() -> None:
+    model, right = make_pair()
+    session = attach(model, offload=HALF)
+    for _ in range(12):  # through all stages of learning
+        session.vacate()
+        assert session.report().pool_bytes == 0
+        assert_same(model, right, X, 2)
+    assert session.state == "ready"
+    session.vacate()
+    assert session.state == "ready"
+    x = torch.randn(3, model.blocks[2].up.in_features)
+    assert torch.equal(steps(model.blocks[2], x)[0], steps(right.blocks[2], x)[0])
+    assert_same(model, right, X, 2)
+
+
+def test_edit_while_vacated_is_used_by_the_next_forward() -> None:
+    model, right = make_pair()
+    session = attach_ready(model, X, offload=HALF)
+    session.vacate()
+    for each in (model, right):
+        with torch.no_grad():
+            each.blocks[1].up.weight.mul_(2)
+            each.blocks[3].norm.weight.data += 1
+    assert_same(model, right, X, 2)
+    session.vacate()
+    session.detach()
+    assert_same(model, right, X, 1)
+
+
 def test_report_of_each_state_can_be_printed() -> None:
     model = make_stack()
     session = attach(model, offload=HALF)

@@ -1,0 +1,109 @@
+"""Whole pipelines on the fake accelerator: the other components come for their turn and leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import blockswap
+from blockswap.errors import CapError
+from tests.pipelines import draw, make
+
+MIB = 2**20
+
+
+def devices(pipe: Any) -> dict[str, str]:
+    """The device of each component's first parameter."""
+    parts = pipe.components.items()
+    return {n: next(p.parameters()).device.type for n, p in parts if isinstance(p, nn.Module)}
+
+
+def on_fake(pipe: Any, call: dict[str, Any]) -> np.ndarray:
+    """What the unswapped pipeline draws on the fake device."""
+    pipe.to("fake")
+    expected = draw(pipe, call)
+    pipe.to("cpu")
+    return expected
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "flux", "sd3", "qwen"])
+def test_pipeline_draws_the_same_picture(
+    accelerator: ModuleType, kind: str, tmp_path: Path
+) -> None:
+    pipe, call = make(kind, tmp_path)
+    call = {k: v.to("fake") if isinstance(v, torch.Tensor) else v for k, v in call.items()}
+    expected = on_fake(pipe, call)
+    with blockswap.attach(pipe, device="fake", offload="4MB", check=True) as session:
+        assert pipe._execution_device.type == "fake"
+        for _ in range(3):
+            assert np.array_equal(draw(pipe, call), expected)
+        name = next(iter(session.sessions))
+        others = {n: d for n, d in devices(pipe).items() if n != name}
+        assert set(others.values()) == {"cpu"}
+    assert set(devices(pipe).values()) == {"cpu"}
+
+
+def test_cap_holds_over_text_encoders_and_denoiser(accelerator: ModuleType, tmp_path: Path) -> None:
+    pipe, call = make("flux", tmp_path)
+    call["output_type"] = "latent"  # a VAE's activations are not under the cap yet
+    expected = on_fake(pipe, call)
+    weights = sum(p.nbytes for p in pipe.transformer.parameters())
+    before = accelerator.memory_allocated()
+    cap = before + weights // 2 + 8 * MIB
+    with blockswap.attach(pipe, device="fake", vram=cap) as session:
+        for _ in range(2):
+            draw(pipe, call)
+        accelerator.reset_peak_memory_stats()
+        assert np.array_equal(draw(pipe, call), expected)
+        assert session.state == "ready"
+        assert session.report().parts["transformer"].streamed_bytes > 0
+        assert accelerator.max_memory_allocated() <= cap
+
+
+def test_moving_the_pipeline_away_leaves_it_streamed(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call = make("flux", tmp_path)
+    expected = on_fake(pipe, call)
+    with blockswap.attach(pipe, device="fake", offload=4):
+        draw(pipe, call)
+        pipe.to("cpu")
+        assert np.array_equal(draw(pipe, call), expected)
+
+
+def test_weights_changed_during_a_turn_are_kept(accelerator: ModuleType) -> None:
+    from blockswap.guests import Guest
+
+    module = nn.BatchNorm1d(8)
+    guest = Guest("bn", module, torch.empty(0, device="fake").device)
+    guest.enter()
+    assert module.running_mean.device.type == "fake"
+    module(torch.full((4, 8), 3.0, device="fake"))
+    guest.leave()
+    assert module.running_mean.device.type == "cpu"
+    assert torch.allclose(module.running_mean, torch.full((8,), 0.3))
+    assert guest.num_bytes > 0
+
+
+def test_component_that_does_not_fit_stays_where_it_was(accelerator: ModuleType) -> None:
+    from blockswap.guests import Guest
+
+    accelerator.set_limit(accelerator.memory_allocated() + MIB)
+    module = nn.Sequential(*[nn.Linear(256, 256) for _ in range(8)])
+    guest = Guest("big", module, torch.empty(0, device="fake").device)
+    with pytest.raises(torch.OutOfMemoryError):
+        guest.enter()
+    assert {p.device.type for p in module.parameters()} == {"cpu"}
+
+
+def test_component_above_the_cap_is_refused(accelerator: ModuleType, tmp_path: Path) -> None:
+    pipe, _ = make("flux", tmp_path)
+    pipe.text_encoder_2.to(torch.float64)
+    with pytest.raises(CapError, match=r"pipe\..* computes as a whole, but the cap is"):
+        blockswap.attach(pipe, device="fake", vram="200KiB")
