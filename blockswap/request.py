@@ -142,7 +142,7 @@ class Requests:
             request.lookahead = config.lookahead
         if config.mode == "layerwise":
             request.piece_bytes = config.block_size_bytes or SMALLEST_CUT
-            if budget_bytes is None and not offloads(config):
+            if config.vram_bytes is None and not offloads(config):
                 request.offload_bytes = streamable
                 request.ring_bytes = request.ring_bytes or int(LAYERWISE_RING * self.largest_bytes)
         elif config.mode == "chunkwise":

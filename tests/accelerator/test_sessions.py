@@ -184,3 +184,14 @@ def test_pool_is_the_only_memory_that_streaming_takes(accelerator: ModuleType) -
     accelerator.drain()
     del x
     assert accelerator.memory_allocated() - before < weights / 8
+
+
+def test_layerwise_without_a_cap_takes_the_least_memory(accelerator: ModuleType) -> None:
+    model = Chain([256] * 9, seed=5)
+    x = torch.ones(1, 256, device="fake")
+    with torch.no_grad(), blockswap.attach(model, device="fake", mode="layerwise") as session:
+        for _ in range(STEPS):
+            model(x)
+        report = session.report()
+        assert report.resident_bytes == 0
+        assert report.ring_bytes < 2 * 256 * 257 * 4
