@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from blockswap import _C
-from blockswap.callers import reader
+from blockswap.callers import reader, reads_metadata
 from blockswap.errors import UseError
 
 ONE_CALLER = (
@@ -38,6 +38,8 @@ class Unit:
         piece: the streamed piece it belongs to; -1 when it is always on the device.
         plan_piece: the piece, streamed or resident; -1 for small parameters.
         is_first, is_last: its streamed piece begins, ends with it.
+        is_repeated: it runs more than once in a step.
+        runs_of_last: how often the leaf that ends its piece runs in a step.
         is_planned: it has a device address; without one it is copied when it is used.
         is_diverted: a copy of its own serves until this forward ends.
         is_read_outside: somebody other than the module itself reads its weights in a forward.
@@ -53,6 +55,8 @@ class Unit:
     plan_piece: int = -1
     is_first: bool = False
     is_last: bool = False
+    is_repeated: bool = False
+    runs_of_last: int = 1
     is_planned: bool = False
     is_diverted: bool = False
     is_read_outside: bool = False
@@ -73,6 +77,7 @@ class Gate:
     learns: bool = True  # every leaf has hooks
     running: Unit | None = None  # the leaf whose forward runs now
     live: int = -1  # the piece that was acquired and not yet released
+    runs_left: int = 0  # of the leaf that ends the live piece
     root: Any = None  # the outermost module of ours that runs
     owner: int = 0  # the thread that runs it
     touched: set[Unit] = field(default_factory=set)  # looked at since the last forward
@@ -96,6 +101,8 @@ class Gate:
                 if unit.is_planned:
                     return
         elif unit.piece >= 0 and unit.piece == self.live and id(reader) in unit.readers:
+            return
+        if reads_metadata(reader):
             return
         fetch = self.read_outside() if self.read_outside is not None else None
         if fetch is not None:

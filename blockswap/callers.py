@@ -7,15 +7,24 @@ from types import CodeType, FrameType
 
 from torch import nn
 
-_GETATTR = nn.Module.__getattr__.__code__
+_MODULE_FILE = nn.Module.__getattr__.__code__.co_filename
+# Functions of diffusers and transformers that ask a module's parameters for nothing but that.
+_METADATA_READERS = frozenset(
+    {"get_parameter_dtype", "get_parameter_device", "get_first_parameter_dtype"}
+)
 
 
 def reader() -> CodeType:
-    """Return the code that asked for a parameter: past the dict and `nn.Module.__getattr__`."""
+    """Return the code that asked for a parameter: past the dict and `nn.Module`'s own methods."""
     frame = sys._getframe(2)
-    if frame.f_code is _GETATTR and frame.f_back is not None:
+    while frame.f_code.co_filename == _MODULE_FILE and frame.f_back is not None:
         frame = frame.f_back
     return frame.f_code
+
+
+def reads_metadata(code: CodeType) -> bool:
+    """Whether code wants a parameter's dtype or device, not its values."""
+    return code.co_name in _METADATA_READERS
 
 
 def is_running(module: nn.Module) -> bool:

@@ -59,13 +59,15 @@ class Hooks:
     def place(self, learns: bool) -> None:
         """Put hooks on the leaves: on all while learning, else on the ends of streamed pieces.
 
+        A leaf that runs again after its piece was released calls for the piece once more.
+
         A compiled block needs them on all of its leaves, always: see `_leaf_hooks`.
         """
         self._session.gate.learns = learns
         everywhere = learns or self.is_compiled
         self._remove(self._leaf_handles)
         for module, unit in self._session.units.items():
-            if everywhere or unit.is_first:
+            if everywhere or unit.is_first or unit.is_repeated:
                 self._leaf_handles.append(module.register_forward_pre_hook(self._before))
             if everywhere or unit.is_last:
                 self._leaf_handles.append(
@@ -160,7 +162,7 @@ def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., N
         piece = unit.piece
         if piece >= 0 and piece != gate.live and not unit.is_diverted:
             acquire(token, unit.weights)
-            gate.live = piece
+            gate.live, gate.runs_left = piece, unit.runs_of_last
             if gate.learns:
                 session.log_run(unit)
 
@@ -173,8 +175,10 @@ def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., N
         unit = units[module]
         gate.running = None
         if unit.is_last and unit.piece == gate.live:
-            release(token, tensors_in(output), unit.weights)
-            gate.live = -1
+            gate.runs_left -= 1
+            if gate.runs_left <= 0:
+                release(token, tensors_in(output), unit.weights)
+                gate.live = -1
         if gate.root is module:
             session.leave(module)
 

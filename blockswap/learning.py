@@ -11,6 +11,7 @@ Pure: nothing here touches a device.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -39,6 +40,7 @@ class Learned:
 
     Attributes:
         order: leaf numbers in the order in which they run; leaves that do not run are missing.
+        runs: per leaf, the number of its last run among all runs of a step, and how many it has.
         seconds: per leaf, compute from its start to the start of the next one.
         head_seconds: compute before the first leaf.
         torch_peak_bytes: the most that PyTorch held in a step, pool excluded.
@@ -47,6 +49,7 @@ class Learned:
     stage: Stage = Stage.TRACE
     steps: int = 0  # in this stage
     order: list[int] = field(default_factory=list)
+    runs: dict[int, tuple[int, int]] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
     head_seconds: float = 0.0
     torch_peak_bytes: int = 0
@@ -63,6 +66,12 @@ class Learned:
 def traced_order(runs: Iterable[int]) -> list[int]:
     """Return leaf numbers by their first run."""
     return list(dict.fromkeys(runs))
+
+
+def traced_runs(runs: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Return, per leaf number, the position of its last run and the count of its runs."""
+    counts = Counter(runs)
+    return {leaf: (position, counts[leaf]) for position, leaf in enumerate(runs)}
 
 
 def with_strangers(order: Sequence[int], strangers: Iterable[int]) -> list[int]:

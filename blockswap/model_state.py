@@ -142,15 +142,28 @@ class ModelState:
 
     # Device addresses ----------------------------------------------------------------------------
 
-    def place(self, plan: _C.Plan, request: _C.PlanRequest, order: list[int]) -> None:
-        """Give every leaf of the plan its device address, and start streaming."""
+    def place(
+        self,
+        plan: _C.Plan,
+        request: _C.PlanRequest,
+        order: list[int],
+        runs: dict[int, tuple[int, int]],
+    ) -> None:
+        """Give every leaf of the plan its device address, and start streaming.
+
+        Args:
+            plan: which pieces stay, and where the others pass through.
+            request: what the plan was made for.
+            order: leaf numbers, as the plan's pieces count them.
+            runs: as `Learned.runs`.
+        """
         self.engine.stop()
         small = next((u for u in self.units.values() if u.name == SMALL), None)
         self.small_bytes = self.host.image_bytes[small.index] if small else 0
         base = self._reserve(self.small_bytes + plan.resident_bytes + plan.ring_bytes)
         for unit in self.units.values():
             unit.piece, unit.plan_piece = -1, -1
-            unit.is_first = unit.is_last = unit.is_planned = False
+            unit.is_first = unit.is_last = unit.is_planned = unit.is_repeated = False
         cursor = base + self.small_bytes
         ring = cursor + plan.resident_bytes
         images: list[int] = []
@@ -161,12 +174,17 @@ class ModelState:
             targets.append(cursor if piece.resident else 0)
             address = cursor if piece.resident else ring + piece.slot_offset
             cursor += piece.bytes if piece.resident else 0
+            last = max(members, key=lambda leaf: runs.get(leaf, (-1, 1))[0])
+            if last not in runs:
+                last = members[-1]
             for leaf in members:
                 unit = self.units[leaf]
+                unit.is_repeated = not piece.resident and runs.get(leaf, (0, 1))[1] > 1
+                unit.runs_of_last = runs.get(last, (0, 1))[1]
                 unit.plan_piece = number
                 unit.piece = -1 if piece.resident else number
                 unit.is_first = not piece.resident and leaf == members[0]
-                unit.is_last = not piece.resident and leaf == members[-1]
+                unit.is_last = not piece.resident and leaf == last
                 self._place(unit, address)
                 address += self.host.image_bytes[leaf]
         if small is not None:

@@ -17,6 +17,7 @@ from blockswap.learning import (
     refine,
     take_times,
     traced_order,
+    traced_runs,
     with_strangers,
 )
 from blockswap.model_state import ModelState
@@ -56,6 +57,7 @@ class Steward:
         self._key: Hashable = None
         self._completed = False
         self._seen = 0  # mispredictions so far
+        self._usually_missed: int | None = None  # of them in a step under the installed plan
         self._steps_of_plan = 0
         self._is_vacated = False
 
@@ -185,6 +187,7 @@ class Steward:
         learned.steps += 1
         if learned.stage is Stage.TRACE:
             order = traced_order(self.runs) or self.order
+            learned.runs = traced_runs(self.runs)
             read = [u.index for u in self.state.units.values() if u.is_read_outside]
             self._time(learned, order + [leaf for leaf in read if leaf not in order])
         elif learned.stage is Stage.TIME:
@@ -230,8 +233,12 @@ class Steward:
     def _watch_order(self, learned: Learned) -> None:
         """Learn anew when steps keep running otherwise than planned."""
         now = self.state.engine.counters.mispredicted
-        learned.disordered_steps = learned.disordered_steps + 1 if now > self._seen else 0
-        self._seen = now
+        missed, self._seen = now - self._seen, now
+        if self._usually_missed is None:  # a leaf that runs again later is missed every time
+            self._usually_missed = missed
+        learned.disordered_steps = (
+            learned.disordered_steps + 1 if missed > self._usually_missed else 0
+        )
         if learned.disordered_steps >= RELEARN_AFTER and learned.relearned < MAX_RELEARNED:
             logger.info("pieces run in another order than planned: learning it anew")
             learned.relearned += 1
@@ -285,9 +292,9 @@ class Steward:
         counters = self.state.engine.counters
         self.mispredicted += counters.mispredicted
         self.refetched += counters.refetched
-        self._seen = 0
+        self._seen, self._usually_missed = 0, None
         self.plan, self.request, self.order = plan, request, list(order)
-        self.state.place(plan, request, self.order)
+        self.state.place(plan, request, self.order, self.learned.runs)
         self._steps_of_plan = 0
         self._is_vacated = False
         self._on_install()

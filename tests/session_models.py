@@ -42,6 +42,23 @@ class Block(nn.Module):
         return x + self.mix(torch.tanh(self.down(torch.relu(self.up(self.norm(x))))))
 
 
+class TwiceBlock(Block):
+    """Runs its feed-forward twice in a forward, as blocks with two streams of tokens do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        twice = [self.down(torch.relu(self.up(part))) for part in (self.norm(x), -x)]
+        return x + self.mix(torch.tanh(twice[0] + twice[1]))
+
+
+class DtypeBlock(Block):
+    """Asks for a leaf's dtype before it calls the leaf, as diffusers does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        from diffusers.models.modeling_utils import get_parameter_dtype
+
+        return super().forward(x.to(get_parameter_dtype(self.up)))
+
+
 class UncalledLeafBlock(Block):
     """Never calls ``up``: reads its weights."""
 

@@ -7,7 +7,9 @@ import torch
 from session_models import (
     NUM_BLOCKS,
     Block,
+    DtypeBlock,
     PeekedLeafBlock,
+    TwiceBlock,
     UncalledLeafBlock,
     assert_same,
     attach,
@@ -33,6 +35,22 @@ def test_fifty_steps_are_identical(offload: int | str) -> None:
     assert_same(model, right, X, 50)
     report = session.report()
     assert (report.steps, report.state, report.mispredicted) == (50, "ready", 0)
+
+
+@pytest.mark.parametrize("block", [TwiceBlock, DtypeBlock])
+@pytest.mark.parametrize("options", [{}, {"block_size": 1}, {"block_size": "2MiB"}])
+def test_leaves_that_run_twice_or_tell_their_dtype_stream(
+    block: type[Block], options: dict[str, object]
+) -> None:
+    model, right = make_pair(block)
+    session = attach(model, offload="1GB", **options)
+    assert_same(model, right, X, 12)
+    report = session.report()
+    assert report.state == "ready"
+    assert report.notes == ()
+    assert report.resident_bytes < report.leaf_bytes / 50
+    if block is DtypeBlock:  # the other one's leaves may lie in pieces that take turns
+        assert report.mispredicted == 0
 
 
 @pytest.mark.parametrize("kind", zoo.KINDS)

@@ -193,5 +193,5 @@ def test_layerwise_without_a_cap_takes_the_least_memory(accelerator: ModuleType)
         for _ in range(STEPS):
             model(x)
         report = session.report()
-        assert report.resident_bytes == 0
+        assert report.resident_bytes < report.leaf_bytes / 50  # small parameters only
         assert report.ring_bytes < 2 * 256 * 257 * 4
