@@ -1,4 +1,4 @@
-"""The command line: `blockswap demo`, `blockswap version`.
+"""The command line: `blockswap demo`, `blockswap doctor`, `blockswap version`.
 
 Exit codes: 0 done; 1 it ran and the result is wrong or the device failed; 2 bad input, one line on
 stderr; 130 interrupted.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from json import dumps
 from pathlib import Path
 
 import typer
@@ -57,6 +58,32 @@ def demo(
         return
     _say("identical", f"NO: {result.num_different} values of the picture differ")
     raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    json: bool = typer.Option(False, "--json", help="Facts and findings as one JSON object."),
+) -> None:
+    """Say what is missing or slow on this machine, and what to do.
+
+    Exit code 1 when something is wrong, 0 when nothing or only slow.
+    """
+    from blockswap.doctor import as_json, diagnose, look
+
+    machine = look()
+    findings = diagnose(machine)
+    if json:
+        typer.echo(dumps(as_json(machine, findings), indent=2))
+    else:
+        _say("torch", f"{machine.torch}; blockswap built for {machine.build}")
+        _say("GPUs", ", ".join(machine.gpus) or "none")
+        for finding in findings:
+            _say(finding.severity, finding.what)
+            _say("", f"-> {finding.way_out}")
+        if not findings:
+            _say("all well", "nothing is missing or slow")
+    if any(finding.severity == "wrong" for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command()
