@@ -196,7 +196,9 @@ def test_unfit_model_is_refused_and_untouched(
 
 @pytest.mark.parametrize("thing", [None, "flux", Block, torch.zeros(2)])
 def test_what_is_no_model_is_refused_by_type(thing: Any) -> None:
-    with pytest.raises(ConfigError, match=r"accepted: a diffusers pipeline, or a torch\.nn\.Module"):
+    with pytest.raises(
+        ConfigError, match=r"accepted: a diffusers pipeline, or a torch\.nn\.Module"
+    ):
         blockswap.attach(thing, device="cpu")
 
 
