@@ -26,7 +26,7 @@ def make_head(argv: list[str]) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cpu": _cpu_name(),
-        "command": shlex.join(["python", "-m", f"benchmarks.{Path(argv[0]).stem}", *argv[1:]]),
+        "command": _command(argv),
     }
     if torch.cuda.is_available():
         head["gpu"] = torch.cuda.get_device_name()
@@ -34,6 +34,12 @@ def make_head(argv: list[str]) -> dict[str, Any]:
         head["clocks"] = _query("clocks.sm,clocks.mem")
         head["link"] = _query("pcie.link.gen.max,pcie.link.width.max")
     return head
+
+
+def _command(argv: list[str]) -> str:
+    """Return what was called; files by name alone, without the folders of one machine."""
+    given = [Path(word).name if word.startswith("/") else word for word in argv[1:]]
+    return shlex.join(["python", "-m", f"benchmarks.{Path(argv[0]).stem}", *given])
 
 
 def _query(fields: str) -> str | None:

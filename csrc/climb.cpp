@@ -103,7 +103,7 @@ void Search::stay_at_random(std::vector<char>& resident) {
   }
 }
 
-// What may stay beside a ring of the largest streamed piece.
+// What may stay at most: a ring takes the smallest piece that can stream, or what was asked for.
 int64_t Search::most_resident_bytes() const {
   int64_t smallest = std::numeric_limits<int64_t>::max();
   for (int p : movable_) smallest = std::min(smallest, pieces_[p].bytes);

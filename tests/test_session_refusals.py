@@ -84,6 +84,16 @@ def test_leaf_called_by_a_second_thread_is_refused_or_right(leaf: str) -> None:
     assert_same(model, right, X, 2)
 
 
+def test_leaf_that_would_fetch_for_a_second_thread_is_refused() -> None:
+    model, right = make_pair()
+    attach_ready(model, X, offload=ALL, block_size="300KiB")
+    x = torch.randn(3, model.blocks[4].up.in_features)
+    refused = pytest.raises(UseError, match="two forwards of Stack at once")
+    with forward_in_another_thread(model) as outputs, refused:
+        steps(model.blocks[4].up, x)
+    assert torch.equal(outputs[0], steps(right, X)[0])
+
+
 def test_attaching_inside_a_forward_is_refused() -> None:
     model, right = make_pair()
     before = describe(model)

@@ -16,7 +16,7 @@ def random_module(
     Matrices are normal, scaled by row so that a unit input gives a unit output (nothing grows with
     depth, and nothing is flattered: such weights do not compress better than trained ones).
     """
-    with _default_dtype(dtype), torch.device(device):
+    with default_dtype(dtype), torch.device(device):
         module = make()
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
@@ -38,7 +38,8 @@ def _draw_(name: str, parameter: torch.nn.Parameter, generator: torch.Generator)
 
 
 @contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make new tensors of this dtype meanwhile."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

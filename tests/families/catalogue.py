@@ -60,9 +60,6 @@ EXCLUDED: dict[str, str] = {
     "ZImageControlNetModel": "borrows its embedders from a transformer: none stands alone",
 }
 
-#: (family, dtype) -> the error that blockswap gives
-KNOWN_FAILURES: dict[tuple[str, str], str] = {}
-
 #: family -> what its own forward replaces by something equal, attached or not
 REPLACED_BY_FORWARD: dict[str, set[str]] = {
     "omnigen": {"rope: inv_freq"},  # registers the buffer anew in every forward

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from blockswap.demo.weights import default_dtype
+
 Inputs = dict[str, Any]
 _SMALL = 0.1  # of weights that a class leaves at zero, so that every block counts
 
@@ -101,7 +103,7 @@ def build(each: Family, dtype: torch.dtype) -> nn.Module:
     What the class keeps in fp32 is fp32. Weights that the class leaves at zero or without a value
     are small random numbers.
     """
-    with torch.random.fork_rng(devices=[]), _default_dtype(dtype), _empty_is_nan():
+    with torch.random.fork_rng(devices=[]), default_dtype(dtype), _empty_is_nan():
         torch.manual_seed(0)
         model = class_of(each)(**each.config)
         for parameter in model.parameters():
@@ -157,16 +159,6 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (tuple, list)):
         for member in value:
             yield from _tensors(member)
-
-
-@contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager

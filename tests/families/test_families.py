@@ -12,7 +12,7 @@ from torch import nn
 
 import blockswap
 from blockswap.blocks import find_blocks
-from tests.families.catalogue import EXCLUDED, FAMILIES, KNOWN_FAILURES, REPLACED_BY_FORWARD
+from tests.families.catalogue import EXCLUDED, FAMILIES, REPLACED_BY_FORWARD
 from tests.families.family import (
     Family,
     build,
@@ -40,17 +40,6 @@ def _quick() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def cases() -> list[Any]:
-    """Return every family in every dtype; what is known to fail must fail."""
-    found = []
-    for family in FAMILIES:
-        for dtype in DTYPES:
-            known = KNOWN_FAILURES.get((family.name, dtype))
-            marks = [pytest.mark.xfail(strict=True, reason=known)] if known else []
-            found.append(pytest.param(family, dtype, id=f"{family.name}-{dtype}", marks=marks))
-    return found
 
 
 def assert_equal(got: list[torch.Tensor], wanted: list[torch.Tensor], when: str) -> None:
@@ -81,7 +70,8 @@ def assert_no_trace(after: dict[str, Any], before: dict[str, Any]) -> None:
     assert not different, {key: (before[key], after[key]) for key in different[:3]}
 
 
-@pytest.mark.parametrize(("family", "dtype"), cases())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_family_streams_identical_and_leaves_no_trace(family: Family, dtype: str) -> None:
     model = build(family, DTYPES[dtype])
 
