@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import time
@@ -26,14 +27,20 @@ from benchmarks.head import make_head
 WAITING_CALLS = ("Synchronize", "cudaEventQuery", "cudaMemcpy ", "cudaFree", "cudaMalloc")
 
 
-def host_ms(model: nn.Module, inputs: dict[str, Any], steps: int) -> float:
-    """Return the host's time per step; the device is idle before and its queue never fills."""
-    best = float("inf")
-    for _ in range(steps):
-        synchronize()
-        begin = time.perf_counter()
-        model(**inputs)
-        best = min(best, 1e3 * (time.perf_counter() - begin))
+def host_ms(*models: nn.Module, inputs: dict[str, Any], turns: int, steps: int) -> list[float]:
+    """Return each model's host time per step: the shortest, which nothing disturbed.
+
+    They take turns, since a shared machine drifts. The device is idle before each step and its
+    queue never fills.
+    """
+    best = [float("inf")] * len(models)
+    for _ in range(turns):
+        for index, model in enumerate(models):
+            for _ in range(steps):
+                synchronize()
+                begin = time.perf_counter()
+                model(**inputs)
+                best[index] = min(best[index], 1e3 * (time.perf_counter() - begin))
     return best
 
 
@@ -48,10 +55,8 @@ def cost_per_piece(device: str, leaves: int = 200) -> dict[str, Any]:
     blocks = [nn.Sequential(*[nn.Linear(256, 256) for _ in range(leaves // 4)]) for _ in range(4)]
     model = nn.Sequential(*blocks).requires_grad_(False)
     inputs = {"input": torch.ones(1, 256, device=device)}
-    model.to(device)
-    plain = host_ms(model, inputs, 30)
-    model.to("cpu")
-    row: dict[str, Any] = {"what": "blocks of Linears", "leaves": leaves, "plain_ms": plain}
+    twin = copy.deepcopy(model).to(device)
+    row: dict[str, Any] = {"what": "blocks of Linears", "leaves": leaves}
     for name, options in {
         "streamed": {"offload": "1TB", "block_size": 1},
         "resident": {},
@@ -60,10 +65,11 @@ def cost_per_piece(device: str, leaves: int = 200) -> dict[str, Any]:
             for _ in range(12):
                 model(**inputs)
             report = session.report()
-            attached = host_ms(model, inputs, 30)
+            plain, attached = host_ms(twin, model, inputs=inputs, turns=20, steps=10)
             pieces = report.copies_per_step if name == "streamed" else leaves
             row[f"{name}_us_each"] = 1e3 * (attached - plain) / max(1, pieces)
             row[f"{name}_num"] = pieces
+            row[f"{name}_plain_ms"], row[f"{name}_ms"] = plain, attached
     return row
 
 
@@ -72,7 +78,7 @@ def profile_step(kind: str, size: str, device: str, options: dict[str, Any]) -> 
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = zoo.build(kind, size, dtype, device, 0)  # type: ignore[arg-type]
     inputs = zoo.make_inputs(kind, model, device, dtype, 1)  # type: ignore[arg-type]
-    plain = host_ms(model, inputs, 5)
+    twin = copy.deepcopy(model)
     model.to("cpu")
     with blockswap.attach(model, device=device, **options) as session:
         for _ in range(14):
@@ -85,7 +91,7 @@ def profile_step(kind: str, size: str, device: str, options: dict[str, Any]) -> 
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         with torch.profiler.profile(activities=activities) as profiler:
             model(**inputs)
-        attached = host_ms(model, inputs, 5)
+        plain, attached = host_ms(twin, model, inputs=inputs, turns=10, steps=3)
     calls: Counter[str] = Counter()
     microseconds: Counter[str] = Counter()
     for event in profiler.events():

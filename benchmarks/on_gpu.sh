@@ -5,6 +5,8 @@
 #   benchmarks/on_gpu.sh tests                 pytest -m gpu
 #   benchmarks/on_gpu.sh multi                 pytest -m multi_gpu
 #   benchmarks/on_gpu.sh models:flux[:0,3]     benchmarks/models.py, all cases or those numbers
+#   benchmarks/on_gpu.sh contention             what a busy link costs a resident model
+#   benchmarks/on_gpu.sh host                   what streaming costs the host per piece
 #   benchmarks/on_gpu.sh attach                time and host memory of attaching
 #   benchmarks/on_gpu.sh sanitize              the GPU tests under compute-sanitizer memcheck
 #   benchmarks/on_gpu.sh demo                  make demo

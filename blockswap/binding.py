@@ -24,7 +24,7 @@ ONE_CALLER = (
 )
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Unit:
     """A leaf as the hooks see it.
 
@@ -63,7 +63,7 @@ class Unit:
     readers: dict[int, CodeType] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(slots=True)
 class Gate:
     """What the hooks and the watched parameters share, read at every leaf: kept flat.
 

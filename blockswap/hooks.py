@@ -42,17 +42,17 @@ class Entrance(Protocol):
 
 
 class Hooks:
-    """All hooks of one session; removed together."""
+    """All hooks of one session; removed together.
+
+    The model and its blocks get a forward of their own in front of theirs: a hook of PyTorch costs
+    the host several times as much, and hears nothing of Ctrl-C. The leaves get PyTorch's hooks.
+    """
 
     def __init__(self, session: Entrance, model: nn.Module, blocks: list[nn.Module]) -> None:
-        self._handles: list[RemovableHandle] = []
         self._model = model
-        _stop_cleanly(session, model)
-        self._hook_outer(session, model)
-        for block in blocks:
-            self._hook_outer(session, block)
         self._session = session
         self._blocks = blocks
+        self._doors = [_Door(session, model, module) for module in (model, *blocks)]
         self._leaf_handles: list[RemovableHandle] = []
         self._before, self._after = _leaf_hooks(session)
 
@@ -80,34 +80,11 @@ class Hooks:
         modules = [self._model, *self._blocks[:1]]
         return any(module._compiled_call_impl is not None for module in modules)
 
-    def _hook_outer(self, session: Entrance, module: nn.Module) -> None:
-        gate, model = session.gate, weakref.ref(self._model)
-
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if torch.compiler.is_compiling():
-                return
-            root = gate.root
-            inside = root is not None and root is not module and root is model()
-            if inside and gate.owner == get_ident():
-                return  # a block of the model that runs: by far the most frequent case
-            session.enter(module, args, kwargs)
-
-        def after(module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
-            if not torch.compiler.is_compiling() and gate.root is module:
-                session.leave(module)
-
-        # First before, last after: other hooks on the module see device weights.
-        self._handles.append(
-            module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
-        )
-        self._handles.append(module.register_forward_hook(after, always_call=True))
-
     def remove(self) -> None:
-        """Take every hook off; the forward wrapper stays, inert, where others wrapped it."""
+        """Take every hook off."""
         self._remove(self._leaf_handles)
-        self._remove(self._handles)
-        if hasattr(self._model.__dict__.get("forward"), _OURS):
-            del self._model.forward
+        for door in self._doors:
+            door.remove()
 
     @staticmethod
     def _remove(handles: list[RemovableHandle]) -> None:
@@ -116,28 +93,48 @@ class Hooks:
         handles.clear()
 
 
-_OURS = "stops_cleanly"  # marks our wrapper; taken in anew, a model may still wear it
+class _Door:
+    """A module's forward, entered through a session unless its model runs already."""
 
+    def __init__(self, session: Entrance, model: nn.Module, module: nn.Module) -> None:
+        gate, outermost = session.gate, weakref.ref(model)
+        self._module = module
+        self._had = module.__dict__.get("forward")  # put there by another tool
+        original = module.forward
+        owner = weakref.ref(module)
+        self._is_removed = is_removed = [False]
 
-def _stop_cleanly(session: Entrance, model: nn.Module) -> None:
-    """Wrap the model's forward: ``always_call`` hooks do not run on Ctrl-C, this does."""
-    original = model.forward
+        @functools.wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling() or is_removed[0]:
+                return original(*args, **kwargs)
+            root, module = gate.root, owner()
+            inside = root is not None and root is not module and root is outermost()
+            if module is None or (inside and gate.owner == get_ident()):
+                return original(*args, **kwargs)
+            session.enter(module, args, kwargs)
+            try:
+                output = original(*args, **kwargs)
+            except Exception:
+                session.leave(module)
+                raise
+            except BaseException:
+                session.abort()
+                raise
+            session.leave(module)
+            return output
 
-    @functools.wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return original(*args, **kwargs)
-        try:
-            return original(*args, **kwargs)
-        except Exception:
-            raise  # the hooks see it
-        except BaseException:
-            session.abort()
-            raise
+        self._forward = forward
+        module.forward = forward
 
-    if "forward" not in model.__dict__:
-        setattr(forward, _OURS, True)
-        model.forward = forward
+    def remove(self) -> None:
+        """Give the module its own forward back; inert where others have wrapped ours since."""
+        self._is_removed[0] = True
+        if self._module.__dict__.get("forward") is self._forward:
+            if self._had is None:
+                del self._module.forward
+            else:
+                self._module.forward = self._had
 
 
 def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., None]]:
@@ -156,7 +153,7 @@ def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., N
             acquire(token, weights_of(module))
             return
         unit = units[module]
-        if not gate.is_open or gate.owner != get_ident():
+        if gate.owner != get_ident():  # closed, or open for another thread
             session.enter(module, (), {})
         gate.running = unit
         piece = unit.piece

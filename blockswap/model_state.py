@@ -36,6 +36,7 @@ class ModelState:
         self.blocks = blocks
         self.is_taken = False
         self.is_detached = False
+        self._diverted: list[Unit] = []  # in this forward
         self.strangers: set[int] = set()  # leaves that were used without being in the plan
         self.unit_of: dict[nn.Module, Unit] = {}
         self.units: dict[int, Unit] = {}
@@ -225,13 +226,15 @@ class ModelState:
         """Bind parameters to their images; the names of those that the forward changed."""
         edited = self.binding.unbind()
         self.engine.end_step(self.token)
-        for unit in self.units.values():
+        for unit in self._diverted:
             unit.is_diverted = False
+        self._diverted.clear()
         return [f"{self._name(entry)}" for entry in edited]
 
     def divert(self, unit: Unit) -> None:
         """Copy a unit's weights to memory of their own for the rest of this forward."""
         unit.is_diverted = True
+        self._diverted.append(unit)
         if unit.is_planned:
             unit.is_read_outside = True
         else:

@@ -158,6 +158,8 @@ class Requests:
         request.blocks = [_C.Block(name=name, list=of) for name, of in self._leaves.blocks]
         request.link = _C.Link(bytes_per_second=link_bytes_per_s)
         request.head_seconds = learned.head_seconds
+        request.host_seconds = learned.head_host_seconds
+        request.host_seconds_per_copy = learned.host_seconds_per_copy
         leaves = []
         before: int | None = None
         for index in learned.order:
@@ -167,6 +169,7 @@ class Requests:
                     name=leaf.name,
                     bytes=self._image_bytes[index],
                     seconds=learned.seconds.get(index, 0.0),
+                    host_seconds=learned.host_seconds.get(index, 0.0),
                     block=leaf.block,
                     priority=self._priority(leaf.name, index in (pinned or ())),
                     cut_before=before is not None and not self._follows(index, before),

@@ -196,9 +196,12 @@ class Steward:
                 learned.plan, learned.request = self._make_plan(learned)
                 learned.enter(Stage.SETTLE)
                 self._install(learned.plan, learned.request, learned.order)
-        elif learned.steps >= SETTLING_STEPS:
-            self._settle(learned)
-            learned.enter(Stage.READY)
+        else:
+            learned.samples.append(self.state.engine.step_times())
+            if learned.steps >= SETTLING_STEPS:
+                self._settle(learned)
+                learned.samples.clear()
+                learned.enter(Stage.READY)
 
     def _time(self, learned: Learned, order: list[int]) -> None:
         """Stream every leaf in its order, to see how long each computes."""
@@ -210,8 +213,8 @@ class Steward:
 
     def _settle(self, learned: Learned) -> None:
         """Plan once more with the times of a real step; prefer the plan that runs."""
-        times = self.state.engine.step_times()
-        refine(learned, times, self._members())
+        times = learned.samples[-1]
+        refine(learned, self._members(), self.state.device.type != "cpu")
         sizes = [piece.bytes for piece in self.plan.pieces]
         speed = copy_speed(times, sizes, self.request.link.seconds_per_copy)
         throttle = self.state.config.throttle_gb_per_s
@@ -219,13 +222,7 @@ class Steward:
             self.link_bytes_per_s = min(speed, 1e9 * throttle) if throttle else speed
         plan, request = self._make_plan(learned)
         running = self.plan
-        pieces = running.pieces
-        for piece in pieces:
-            leaves = learned.order[piece.first_leaf : piece.end_leaf]
-            piece.seconds = sum(learned.seconds.get(leaf, 0.0) for leaf in leaves)
-        running.pieces = pieces
-        running.compute_seconds = plan.compute_seconds
-        running.predicted_seconds = _C.simulate(running, request).step_seconds
+        _C.predict(running, request)
         if plan.predicted_seconds < WORTH_INSTALLING * running.predicted_seconds:
             self._install(plan, request, learned.order)
         learned.plan, learned.request = self.plan, request

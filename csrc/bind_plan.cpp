@@ -40,6 +40,7 @@ void bind_request(py::module_& m) {
       .def_readwrite("name", &Leaf::name)
       .def_readwrite("bytes", &Leaf::bytes)
       .def_readwrite("seconds", &Leaf::seconds)
+      .def_readwrite("host_seconds", &Leaf::host_seconds)
       .def_readwrite("block", &Leaf::block)
       .def_readwrite("priority", &Leaf::priority)
       .def_readwrite("cut_before", &Leaf::cut_before)
@@ -67,6 +68,7 @@ void bind_request(py::module_& m) {
       .def_readwrite("link", &PlanRequest::link)
       .def_readwrite("head_seconds", &PlanRequest::head_seconds)
       .def_readwrite("host_seconds", &PlanRequest::host_seconds)
+      .def_readwrite("host_seconds_per_copy", &PlanRequest::host_seconds_per_copy)
       .def_readwrite("budget_bytes", &PlanRequest::budget_bytes)
       .def_readwrite("offload_bytes", &PlanRequest::offload_bytes)
       .def_readwrite("offload_blocks", &PlanRequest::offload_blocks)
@@ -106,6 +108,7 @@ void bind_result(py::module_& m) {
       .def_readwrite("piece_bytes", &Plan::piece_bytes)
       .def_readwrite("copy_on_compute", &Plan::copy_on_compute)
       .def_readwrite("compute_seconds", &Plan::compute_seconds)
+      .def_readwrite("host_seconds", &Plan::host_seconds)
       .def_readwrite("predicted_seconds", &Plan::predicted_seconds)
       .def_readwrite("bound_seconds", &Plan::bound_seconds)
       .def_readwrite("search_visits", &Plan::search_visits)
@@ -151,6 +154,8 @@ void bind_plan(py::module_& m) {
   bind_result(m);
   m.def("make_plan", &make_plan, "request"_a, NoGil(), "The best plan that the search finds.");
   // The plan is changed in place, as in C++.
+  m.def("predict", &predict, "plan"_a, "request"_a,
+        "Fills in what a plan costs under a request whose times may be newer.");
   m.def("assign_slots", &assign_slots, "plan"_a, "request"_a,
         "Gives slots and fetch dependencies to pieces whose residency is settled.");
   m.def("validate", &validate, "plan"_a, "request"_a, "Raises ConfigError when a plan is wrong.");

@@ -69,6 +69,7 @@ void Binding::drop_references() {
   // Moved out first: what dies here may come back and look.
   const std::vector<Entry> entries = std::exchange(entries_, {});
   const std::vector<Watched> watched = std::exchange(watched_, {});
+  watched_values_.clear();
   leaves_.clear();
   leaf_of_storage_.clear();
   for (const Entry& entry : entries) {

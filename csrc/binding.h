@@ -127,7 +127,7 @@ class Binding {
     PyObject* object = nullptr;      // strong
     at::Tensor tensor;               // the same parameter, for C++
     at::Tensor host;                 // undefined until placed
-    at::Tensor device;               // undefined = none
+    c10::Storage device;             // null = none
     int32_t leaf = 0;
     int64_t image_offset = 0;  // in the leaf's image
     int64_t bytes = 0;
@@ -146,10 +146,13 @@ class Binding {
   struct Watched {
     PyObject* dict;  // strong
     Py_ssize_t size;
-    bool compares_values;
-    std::vector<PyObject*> values;  // borrowed: compared by address only
+    size_t first_value;  // in watched_values_
+    size_t num_values;   // 0: only the size counts
   };
 
+  void prefetch(size_t index) const;
+  void put_on_device(const Entry& entry) const;
+  void put_on_host(const Entry& entry) const;
   static at::Tensor tensor_over(void* address, const at::Tensor& like, const c10::Device& device,
                                 std::function<void(void*)> deleter);
   const LeafPlace* place_of(at::TensorList weights);
@@ -160,6 +163,8 @@ class Binding {
   std::vector<Entry> entries_;
   std::vector<LeafPlace> leaves_;
   std::vector<Watched> watched_;
+  std::vector<const PyObject*> watched_values_;  // compared by address only
+  c10::DispatchKeySet device_keys_;              // of parameters on the device
   std::unordered_map<const c10::StorageImpl*, int32_t> leaf_of_storage_;
   std::shared_ptr<std::atomic<bool>> retired_ = std::make_shared<std::atomic<bool>>(false);
   bool bound_ = false;

@@ -8,6 +8,33 @@
 #include "error.h"
 
 namespace blockswap {
+namespace {
+
+// A forward's own work has driven all of this out of the caches. The walks below know long before
+// what they will touch, so that they wait for memory once and not at every entry.
+constexpr size_t kAhead = 12;
+constexpr size_t kSmallTable = 256;  // bytes of a dict's table for up to eight entries
+
+void prefetch_bytes(const void* address, size_t bytes) {
+  constexpr size_t kLine = 64;
+  for (size_t i = 0; i < bytes; i += kLine) {
+    __builtin_prefetch(static_cast<const char*>(address) + i);
+  }
+}
+
+// Members of every TensorImpl, named through a class of ours: they are protected.
+struct Impl : c10::TensorImpl {
+  static void move_to(c10::TensorImpl* impl, const c10::Storage& storage, c10::DispatchKeySet keys,
+                      c10::Device device) {
+    impl->*(&Impl::storage_) = storage;
+    // As copy_tensor_metadata does: what Python added to this parameter stays.
+    c10::DispatchKeySet& held = impl->*(&Impl::key_set_);
+    held = (keys - c10::python_ks) | (held & c10::python_ks);
+    impl->*(&Impl::device_opt_) = device;
+  }
+};
+
+}  // namespace
 
 void Binding::place_device(int32_t leaf, uint64_t address, const c10::Device& device, int32_t piece,
                            bool is_last) {
@@ -17,22 +44,47 @@ void Binding::place_device(int32_t leaf, uint64_t address, const c10::Device& de
   place.on_device = address != 0;
   for (const int64_t index : place.entries) {
     Entry& entry = entries_[static_cast<size_t>(index)];
-    if (entry.device.defined()) {
-      leaf_of_storage_.erase(entry.device.storage().unsafeGetStorageImpl());
-      entry.device = at::Tensor();
+    if (entry.device) {
+      leaf_of_storage_.erase(entry.device.unsafeGetStorageImpl());
+      entry.device = c10::Storage();
     }
     if (address != 0) {
       void* data = reinterpret_cast<void*>(address + static_cast<uint64_t>(entry.image_offset));
-      entry.device = tensor_over(data, entry.host, device, [](void*) {});
-      leaf_of_storage_[entry.device.storage().unsafeGetStorageImpl()] = leaf;
+      const at::Tensor there = tensor_over(data, entry.host, device, [](void*) {});
+      device_keys_ = there.key_set();
+      entry.device = there.storage();
+      leaf_of_storage_[entry.device.unsafeGetStorageImpl()] = leaf;
     }
   }
 }
 
+void Binding::prefetch(size_t index) const {
+  if (index < entries_.size()) {
+    const Entry& entry = entries_[index];
+    prefetch_bytes(entry.tensor.unsafeGetTensorImpl(), sizeof(c10::TensorImpl));
+    prefetch_bytes(entry.host.unsafeGetTensorImpl(), sizeof(c10::TensorImpl));
+    prefetch_bytes(entry.device.unsafeGetStorageImpl(), 1);
+    prefetch_bytes(entry.parameters, sizeof(PyDictObject));
+  }
+}
+
+// The image and the device bytes differ in nothing but where they are.
+void Binding::put_on_device(const Entry& entry) const {
+  Impl::move_to(entry.tensor.unsafeGetTensorImpl(), entry.device, device_keys_,
+                entry.device.device());
+}
+
+void Binding::put_on_host(const Entry& entry) const {
+  Impl::move_to(entry.tensor.unsafeGetTensorImpl(), entry.host.storage(), entry.host.key_set(),
+                c10::kCPU);
+}
+
 void Binding::bind() {
-  for (Entry& entry : entries_) {
-    if (entry.device.defined()) {
-      assign(entry.tensor, entry.device);
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    prefetch(i + kAhead);
+    Entry& entry = entries_[i];
+    if (entry.device) {
+      put_on_device(entry);
     }
     entry.version = entry.tensor.unsafeGetTensorImpl()->version_counter().current_version();
   }
@@ -43,19 +95,23 @@ void Binding::bind() {
 std::vector<int64_t> Binding::unbind() {
   std::vector<int64_t> edited;
   for (size_t i = 0; i < entries_.size(); ++i) {
+    prefetch(i + kAhead);
     Entry& entry = entries_[i];
     const uint32_t version =
         entry.tensor.unsafeGetTensorImpl()->version_counter().current_version();
+    const c10::StorageImpl* held =
+        entry.tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
     const bool moved =
-        !entry.diverted && entry.device.defined() &&
-        entry.tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() !=
-            entry.device.storage().unsafeGetStorageImpl();
-    if (version != entry.version || moved) {
+        !entry.diverted && entry.device && held != entry.device.unsafeGetStorageImpl();
+    const bool changed = version != entry.version || moved;
+    if (changed) {
       edited.push_back(static_cast<int64_t>(i));
     }
-    if (entry.device.defined() || entry.diverted) {
+    if (entry.diverted || (changed && entry.device)) {
       assign(entry.tensor, entry.host);
       entry.diverted = false;
+    } else if (entry.device) {
+      put_on_host(entry);
     }
     entry.version = version;
   }
@@ -76,10 +132,11 @@ void Binding::divert(int64_t index, const c10::Device& device) {
 std::vector<Change> Binding::changes() const {
   std::vector<Change> found;
   for (size_t i = 0; i < entries_.size(); ++i) {
+    prefetch(i + kAhead);
     const Entry& entry = entries_[i];
     const c10::TensorImpl* impl = entry.tensor.unsafeGetTensorImpl();
     const auto index = static_cast<int64_t>(i);
-    if (PyDict_GetItem(entry.parameters, entry.name) != entry.object) {
+    if (PyDict_GetItemWithError(entry.parameters, entry.name) != entry.object) {
       found.push_back({index, Change::Kind::kReplaced});
     } else if (impl->unsafe_storage().unsafeGetStorageImpl() !=
                    entry.host.storage().unsafeGetStorageImpl() ||
@@ -100,33 +157,42 @@ void Binding::settle() {
 }
 
 void Binding::watch(PyObject* dict, bool values) {
-  Watched watched{Py_NewRef(dict), PyDict_Size(dict), values, {}};
+  Watched watched{Py_NewRef(dict), PyDict_Size(dict), watched_values_.size(), 0};
   PyObject* key = nullptr;
   PyObject* value = nullptr;
-  for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, &value) != 0;) {
-    watched.values.push_back(value);
+  for (Py_ssize_t position = 0; values && PyDict_Next(dict, &position, &key, &value) != 0;) {
+    watched_values_.push_back(value);
+    ++watched.num_values;
   }
-  watched_.push_back(std::move(watched));
+  watched_.push_back(watched);
 }
 
 bool Binding::is_restructured() const {
-  return std::any_of(watched_.begin(), watched_.end(), [](const Watched& watched) {
+  for (size_t i = 0; i < watched_.size(); ++i) {
+    if (i + 2 * kAhead < watched_.size()) {
+      prefetch_bytes(watched_[i + 2 * kAhead].dict, sizeof(PyDictObject));
+    }
+    if (i + kAhead < watched_.size() && watched_[i + kAhead].num_values > 0) {
+      const PyObject* next = watched_[i + kAhead].dict;
+      prefetch_bytes(reinterpret_cast<const PyDictObject*>(next)->ma_keys, kSmallTable);
+    }
+    const Watched& watched = watched_[i];
     if (PyDict_Size(watched.dict) != watched.size) {
       return true;
     }
-    if (!watched.compares_values) {
-      return false;
+    if (watched.num_values == 0) {
+      continue;
     }
     PyObject* key = nullptr;
     PyObject* value = nullptr;
-    size_t i = 0;
-    for (Py_ssize_t position = 0; PyDict_Next(watched.dict, &position, &key, &value) != 0; ++i) {
-      if (value != watched.values[i]) {
+    const PyObject* const* expected = &watched_values_[watched.first_value];
+    for (Py_ssize_t position = 0; PyDict_Next(watched.dict, &position, &key, &value) != 0;) {
+      if (value != *expected++) {
         return true;
       }
     }
-    return false;
-  });
+  }
+  return false;
 }
 
 bool Binding::requires_grad() const {

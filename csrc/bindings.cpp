@@ -122,9 +122,13 @@ void bind_engine(py::module_& m) {
       .def_readonly("copy_end", &PieceTimes::copy_end)
       .def_readonly("wait_begin", &PieceTimes::wait_begin)
       .def_readonly("wait_end", &PieceTimes::wait_end)
-      .def_readonly("run_end", &PieceTimes::run_end);
+      .def_readonly("run_end", &PieceTimes::run_end)
+      .def_readonly("issued", &PieceTimes::issued);
   py::class_<StepTimes>(m, "StepTimes")
       .def_readonly("step_seconds", &StepTimes::step_seconds)
+      .def_readonly("host_seconds", &StepTimes::host_seconds)
+      .def_readonly("host_seconds_per_piece", &StepTimes::host_seconds_per_piece)
+      .def_readonly("measuring_seconds_per_piece", &StepTimes::measuring_seconds_per_piece)
       .def_readonly("pieces", &StepTimes::pieces);
 
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")

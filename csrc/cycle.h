@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "host_pace.h"
 #include "plan.h"
 
 namespace blockswap {
@@ -46,6 +47,7 @@ class Cycle {
   int64_t ring_bytes() const { return ring_bytes_; }  // end of the last slot
   double copy_seconds() const { return copy_seconds_; }
   double compute_seconds() const { return compute_seconds_; }
+  double host_seconds() const { return pace_.step_with(num_streamed_); }
   int piece_index(int position) const { return index_[position]; }
   int64_t offset(int position) const { return offset_[position]; }
   // Position whose release the fetch waits for (its last occurrence before this position).
@@ -78,6 +80,7 @@ class Cycle {
   int32_t lookahead_;
   double head_seconds_;
   double compute_seconds_ = 0.0;
+  HostPace pace_;
 
   int num_streamed_ = 0;
   int64_t streamed_bytes_ = 0, largest_bytes_ = 0, ring_bytes_ = 0;
@@ -85,6 +88,10 @@ class Cycle {
   std::vector<int> index_, after_;
   std::vector<int64_t> bytes_, offset_;
   std::vector<double> gap_, own_, copy_, release_;
+  // When, seconds from the host's begin of the step, the gap before a piece, the piece and what
+  // follows the last one can be over at the earliest: see HostPace.
+  std::vector<double> gap_over_, own_over_;
+  double tail_over_ = 0.0;
   struct Range {
     int64_t end;   // it begins where the range before it ends
     int sequence;  // of its last user: position in lap order, minus num_streamed a step earlier

@@ -12,17 +12,33 @@ namespace {
 
 constexpr uint8_t kPoison = 0xFF;  // NaN as float, half and bfloat16
 
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
 }  // namespace
+
+class Engine::Stopwatch {
+ public:
+  explicit Stopwatch(double& sum) : sum_(sum), begin_(Clock::now()) {}
+  ~Stopwatch() { sum_ += seconds_since(begin_); }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  double& sum_;
+  Clock::time_point begin_;
+};
 
 Engine::Engine(std::shared_ptr<Device> device, EngineOptions options)
     : device_(std::move(device)), options_(options) {
   for (int32_t i = 0; i < std::max(1, options_.num_copy_streams); ++i) {
     copy_streams_.push_back(device_->make_stream());
   }
-  step_begin_ = device_->make_event();
-  measured_end_ = device_->make_event();
-  step_end_ = device_->make_event();
-  residents_ready_ = device_->make_event();
+  step_begin_ = device_->make_event(Device::EventKind::kTimed);
+  measured_end_ = device_->make_event(Device::EventKind::kTimed);
+  step_end_ = device_->make_event(Device::EventKind::kOrders);
+  residents_ready_ = device_->make_event(Device::EventKind::kOrders);
 }
 
 Engine::~Engine() {
@@ -49,7 +65,8 @@ std::array<Device::Event*, 9> Engine::events_of(Track& track) {
 
 void Engine::make_track(Track& track) {
   for (Device::Event* event : events_of(track)) {
-    *event = device_->make_event();
+    const bool orders = event == &track.ready || event == &track.done;
+    *event = device_->make_event(orders ? Device::EventKind::kOrders : Device::EventKind::kTimed);
   }
 }
 
@@ -117,6 +134,13 @@ void Engine::copy_fixed(void* target, const void* host, int64_t bytes) {
   residents_pending_ = true;
 }
 
+void Engine::record_time(Device::Event event, Device::Stream stream) {
+  if (measures_) {
+    const Stopwatch watch(measuring_seconds_);
+    device_->record(event, stream);
+  }
+}
+
 void Engine::enqueue_fetch(const Action& action, Device::Stream stream) {
   const auto index = static_cast<size_t>(action.piece);
   Track& track = tracks_[index];
@@ -128,8 +152,8 @@ void Engine::enqueue_fetch(const Action& action, Device::Stream stream) {
   track.is_timed = measures_;
   if (measures_) {
     track.newest_copy = 1 - track.newest_copy;
-    device_->record(track.copies[track.newest_copy].begin, stream);
   }
+  record_time(track.copies[track.newest_copy].begin, stream);
   if (options_.throttle_bytes_per_second > 0.0) {
     const double slowdown = options_.link_bytes_per_second / options_.throttle_bytes_per_second;
     auto padding = static_cast<int64_t>(static_cast<double>(bytes) * (slowdown - 1.0));
@@ -139,9 +163,7 @@ void Engine::enqueue_fetch(const Action& action, Device::Stream stream) {
   }
   device_->enqueue_copy(stream, targets_[index], images_[index], bytes);
   device_->record(track.ready, stream);
-  if (measures_) {
-    device_->record(track.copies[track.newest_copy].end, stream);
-  }
+  record_time(track.copies[track.newest_copy].end, stream);
   ++counters_.copies;
   counters_.copied_bytes += bytes;
 }
@@ -156,9 +178,7 @@ void Engine::perform(Device::Stream compute) {
                                 plan_.pieces[static_cast<size_t>(action.piece)].bytes);
         }
         device_->record(track.done, compute);
-        if (measures_) {
-          device_->record(track.run_end, compute);
-        }
+        record_time(track.run_end, compute);
         break;
       case Action::Kind::kOutrun:
         device_->wait(plan_.copy_on_compute ? compute : copy_streams_[next_copy_stream_],
@@ -173,16 +193,14 @@ void Engine::perform(Device::Stream compute) {
         }
         break;
       case Action::Kind::kWait:
+        record_time(track.wait_begin, compute);
         if (measures_) {
-          device_->record(track.wait_begin, compute);
           track.run_copy = track.newest_copy;
           track.run_is_timed = track.is_timed;
           track.ran = true;
         }
         device_->wait(compute, track.ready);
-        if (measures_) {
-          device_->record(track.wait_end, compute);
-        }
+        record_time(track.wait_end, compute);
         break;
     }
   }
@@ -211,9 +229,12 @@ void Engine::begin_step(Device::Stream compute) {
       track.ran = false;
     }
     measured_ = false;
+    own_seconds_ = measuring_seconds_ = 0.0;
+    host_begin_ = Clock::now();
     device_->record(step_begin_, compute);
   }
   if (schedule_) {
+    const Stopwatch watch(own_seconds_);
     schedule_->fetch_ahead(actions_);
     perform(compute);
   }
@@ -223,12 +244,17 @@ void Engine::acquire(int32_t piece, Device::Stream compute) {
   if (!schedule_ || !in_step_) {
     throw UseError("piece " + std::to_string(piece) + " is acquired outside a step");
   }
+  const Stopwatch watch(own_seconds_);
   schedule_->acquire(piece, actions_);
+  if (measures_) {
+    tracks_[static_cast<size_t>(piece)].issued = seconds_since(host_begin_);
+  }
   perform(compute);
 }
 
 void Engine::release(int32_t piece, Device::Stream compute) {
   if (schedule_ && in_step_) {
+    const Stopwatch watch(own_seconds_);
     schedule_->release(piece, actions_);
     perform(compute);
   }
@@ -240,12 +266,14 @@ void Engine::end_step(Device::Stream compute) {
   }
   in_step_ = false;
   if (schedule_) {
+    const Stopwatch watch(own_seconds_);
     schedule_->end(actions_);
     perform(compute);
   }
   device_->record(step_end_, compute);
   if (measures_) {
     device_->record(measured_end_, compute);
+    host_seconds_ = seconds_since(host_begin_);
     measured_ = true;
   }
   last_compute_ = compute;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -35,10 +36,16 @@ struct PieceTimes {
   double copy_begin = 0.0, copy_end = 0.0;  // may lie before 0: fetched in the step before
   double wait_begin = 0.0, wait_end = 0.0;  // the stall
   double run_end = 0.0;
+  double issued = 0.0;  // on the host's clock: when the host came to it
 };
 
 struct StepTimes {
   double step_seconds = 0.0;
+  // The host's own: from the step's first call to its last one, and of that, per piece that ran,
+  // what acquire and release took and what measuring cost on top.
+  double host_seconds = 0.0;
+  double host_seconds_per_piece = 0.0;
+  double measuring_seconds_per_piece = 0.0;
   std::vector<PieceTimes> pieces;
 };
 
@@ -109,9 +116,14 @@ class Engine {
     bool run_is_timed = false;  // if it was timed
     Device::Event wait_begin, wait_end, run_end;
     bool ran = false;  // in the last measured step
+    double issued = 0.0;
   };
+  using Clock = std::chrono::steady_clock;
+  // Adds what its scope takes on the host.
+  class Stopwatch;
 
   void perform(Device::Stream compute);
+  void record_time(Device::Event event, Device::Stream stream);
   void enqueue_fetch(const Action& action, Device::Stream stream);
   static std::array<Device::Event*, 9> events_of(Track& track);
   void make_track(Track& track);
@@ -128,6 +140,9 @@ class Engine {
   bool measures_ = true;
   bool measured_ = false;  // step_begin_, measured_end_ and the tracks hold a whole step's times
   Device::Stream last_compute_{};
+  // On the host's clock, in the last measured step.
+  Clock::time_point host_begin_{};
+  double host_seconds_ = 0.0, own_seconds_ = 0.0, measuring_seconds_ = 0.0;
 
   Plan plan_;
   std::vector<const void*> images_;

@@ -13,6 +13,7 @@ StepTimes Engine::step_times() {
   }
   device_->synchronize(last_compute_);
   times.step_seconds = device_->seconds_between(step_begin_, measured_end_);
+  times.host_seconds = host_seconds_;
   for (size_t i = 0; i < tracks_.size(); ++i) {
     const Track& track = tracks_[i];
     if (plan_.pieces[i].resident || !track.ran) {
@@ -25,15 +26,20 @@ StepTimes Engine::step_times() {
     times.pieces.push_back(
         {static_cast<int32_t>(i), track.run_is_timed ? since_begin(copy.begin) : NAN,
          track.run_is_timed ? since_begin(copy.end) : NAN, since_begin(track.wait_begin),
-         since_begin(track.wait_end), since_begin(track.run_end)});
+         since_begin(track.wait_end), since_begin(track.run_end), track.issued});
+  }
+  if (!times.pieces.empty()) {
+    const auto num = static_cast<double>(times.pieces.size());
+    times.host_seconds_per_piece = (own_seconds_ - measuring_seconds_) / num;
+    times.measuring_seconds_per_piece = measuring_seconds_ / num;
   }
   return times;
 }
 
 double Engine::measure_link(const void* host, void* target, int64_t bytes, int repeats) {
   const Device::Stream stream = copy_streams_[0];
-  const Device::Event begin = device_->make_event();
-  const Device::Event end = device_->make_event();
+  const Device::Event begin = device_->make_event(Device::EventKind::kTimed);
+  const Device::Event end = device_->make_event(Device::EventKind::kTimed);
   // The first copies are slow on every driver, and an idle link needs some to wake up.
   for (int i = 0; i < repeats; ++i) {
     device_->enqueue_copy(stream, target, host, bytes);

@@ -27,7 +27,7 @@ std::string reason_of(const Plan& plan, const PlanRequest& request, const Simula
   const double predicted = plan.predicted_seconds * 1e3;
   const double compute = plan.compute_seconds * 1e3;
   const double link = simulation.link_busy_seconds * 1e3;
-  const double host = request.host_seconds * 1e3;
+  const double host = plan.host_seconds * 1e3;
   if (host >= predicted * 0.999 && host > compute) {
     return text(
         "The host sets the pace: it needs %.1f ms to issue a step that takes %.1f ms of "

@@ -10,6 +10,7 @@
 #include "cut.h"
 #include "error.h"
 #include "explain.h"
+#include "host_pace.h"
 #include "search.h"
 #include "simulate.h"
 #include "slots.h"
@@ -29,7 +30,8 @@ void check_request(const PlanRequest& request) {
       fail("leaf " + leaf.name + " has " + std::to_string(leaf.bytes) +
            " bytes: an image is a positive multiple of " + std::to_string(kAlignment));
     }
-    if (!(leaf.seconds >= 0.0) || !std::isfinite(leaf.seconds)) {
+    if (!(leaf.seconds >= 0.0) || !std::isfinite(leaf.seconds) || !(leaf.host_seconds >= 0.0) ||
+        !std::isfinite(leaf.host_seconds)) {
       fail("leaf " + leaf.name + " has a negative or infinite time");
     }
     if (leaf.block < 0 || leaf.block >= static_cast<int32_t>(request.blocks.size())) {
@@ -44,7 +46,8 @@ void check_request(const PlanRequest& request) {
   if (!(request.link.bytes_per_second > 0.0) || !(request.link.seconds_per_copy >= 0.0)) {
     fail("the link needs a speed above 0 bytes per second and a copy cost of 0 or more");
   }
-  if (!(request.head_seconds >= 0.0) || !(request.host_seconds >= 0.0)) {
+  if (!(request.head_seconds >= 0.0) || !(request.host_seconds >= 0.0) ||
+      !(request.host_seconds_per_copy >= 0.0)) {
     fail("head and host seconds cannot be negative");
   }
   if (request.ring_bytes < 0 || request.piece_bytes < 0) {
@@ -154,6 +157,26 @@ std::vector<int64_t> piece_sizes(const PlanRequest& request, const Needs& by_lea
 
 }  // namespace
 
+void predict(Plan& plan, const PlanRequest& request) {
+  int copies = 0;
+  plan.compute_seconds = request.head_seconds;
+  for (Piece& piece : plan.pieces) {
+    piece.seconds = 0.0;
+    for (int32_t l = piece.first_leaf; l < piece.end_leaf; ++l) {
+      piece.seconds += request.leaves[l].seconds;
+    }
+    plan.compute_seconds += piece.seconds;
+    copies += piece.resident ? 0 : 1;
+  }
+  const double link_seconds =
+      static_cast<double>(plan.streamed_bytes) / request.link.bytes_per_second;
+  plan.host_seconds = host_pace(plan.pieces, request).step_with(copies);
+  plan.bound_seconds = std::max({plan.compute_seconds, plan.host_seconds, link_seconds});
+  const Simulation simulation = simulate(plan, request);
+  plan.predicted_seconds = simulation.step_seconds;
+  plan.reason = reason_of(plan, request, simulation);
+}
+
 Plan make_plan(const PlanRequest& request) {
   check_request(request);
   const std::vector<char> streams = choose_blocks(request);
@@ -196,11 +219,9 @@ Plan make_plan(const PlanRequest& request) {
   plan.pieces = search.pieces();
   plan.piece_bytes = cuts[0].target;
   plan.search_visits = visits();
-  plan.compute_seconds = request.head_seconds;
   int64_t resident_bytes = 0;
   for (size_t p = 0; p < plan.pieces.size(); ++p) {
     plan.pieces[p].resident = search.resident()[p] != 0;
-    plan.compute_seconds += plan.pieces[p].seconds;
     if (plan.pieces[p].resident) resident_bytes += plan.pieces[p].bytes;
   }
   plan.ring_bytes = search.ring_limit();
@@ -213,12 +234,7 @@ Plan make_plan(const PlanRequest& request) {
     if (request.ring_bytes == 0 || plan.streamed_bytes == 0) shrink_ring(plan);
   } while (fill_budget(plan, request));
 
-  const double link_seconds =
-      static_cast<double>(plan.streamed_bytes) / request.link.bytes_per_second;
-  plan.bound_seconds = std::max({plan.compute_seconds, request.host_seconds, link_seconds});
-  const Simulation simulation = simulate(plan, request);
-  plan.predicted_seconds = std::max(simulation.step_seconds, request.host_seconds);
-  plan.reason = reason_of(plan, request, simulation);
+  predict(plan, request);
   return plan;
 }
 

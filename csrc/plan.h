@@ -17,9 +17,10 @@ constexpr int32_t kNoPriority = -1;     // a leaf's priority: the planner decide
 // One leaf module (or a module that cannot be cut) in the order in which the model runs it.
 struct Leaf {
   std::string name;
-  int64_t bytes = 0;     // of its image: multiple of kAlignment
-  double seconds = 0.0;  // compute from the start of this leaf to the start of the next one
-  int32_t block = 0;     // index into PlanRequest::blocks
+  int64_t bytes = 0;          // of its image: multiple of kAlignment
+  double seconds = 0.0;       // compute from the start of this leaf to the start of the next one
+  double host_seconds = 0.0;  // the host's time to issue that; 0 = never in the way
+  int32_t block = 0;          // index into PlanRequest::blocks
   int32_t priority = kNoPriority;  // kPinned, or 0 = first to stream, larger = kept longer
   // Its image does not lie right behind the one before: no piece holds both, so that each piece is
   // one copy.
@@ -41,10 +42,11 @@ struct PlanRequest {
   std::vector<Leaf> leaves;
   std::vector<Block> blocks;
   Link link;
-  double head_seconds = 0.0;   // compute before the first leaf starts
-  double host_seconds = 0.0;   // the host needs at least this long to issue a step; 0 = unknown
-  int64_t budget_bytes = -1;   // residents + ring may not pass this; -1 = no bound
-  int64_t offload_bytes = -1;  // at least this many weight bytes stream; -1 = as few as fit
+  double head_seconds = 0.0;           // compute before the first leaf starts
+  double host_seconds = 0.0;           // the host's time to issue what precedes the first leaf
+  double host_seconds_per_copy = 0.0;  // its time for one streamed piece, beside the leaves'
+  int64_t budget_bytes = -1;           // residents + ring may not pass this; -1 = no bound
+  int64_t offload_bytes = -1;          // at least this many weight bytes stream; -1 = as few as fit
   // Exactly this many blocks of a list ("" = of all lists together) stream whole, all other
   // blocks stay whole on the device. Empty = decided piece by piece.
   std::vector<std::pair<std::string, int32_t>> offload_blocks;
@@ -77,6 +79,7 @@ struct Plan {
   int64_t piece_bytes = 0;         // the target that was used
   bool copy_on_compute = false;    // lookahead 0
   double compute_seconds = 0.0;    // head + all leaves
+  double host_seconds = 0.0;       // to issue all of it, copies included
   double predicted_seconds = 0.0;  // a step in steady state, by simulation
   double bound_seconds = 0.0;  // max(compute, host, streamed bytes / link): no schedule is faster
   int64_t search_visits = 0;   // pieces that the search visited: its work, counted, not timed
@@ -89,6 +92,10 @@ struct Plan {
 // and ConfigError when two wishes contradict each other (a ring below the largest streamed piece
 // names that minimum).
 Plan make_plan(const PlanRequest& request);
+
+// What the plan costs under the request, whose times may be newer: everything from compute_seconds
+// to reason, and each piece's seconds.
+void predict(Plan& plan, const PlanRequest& request);
 
 // Gives slots and fetch dependencies to pieces whose residency is settled.
 void assign_slots(Plan& plan, const PlanRequest& request);

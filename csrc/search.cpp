@@ -49,7 +49,7 @@ Search::Search(std::vector<Piece> pieces, const PlanRequest& request)
     movable_.push_back(static_cast<int>(p));
     movable_bytes_ += piece.bytes;
   }
-  floor_seconds_ = std::max(cycle_.compute_seconds(), request.host_seconds);
+  floor_seconds_ = std::max(cycle_.compute_seconds(), cycle_.host_seconds());
 }
 
 double Search::judge(const std::vector<char>& resident, int64_t ring_limit, double threshold) {
@@ -66,12 +66,12 @@ double Search::judge(const std::vector<char>& resident, int64_t ring_limit, doub
   ++replays_;
   const double weight = ring_is_free() ? kUnboundedRingWeight : kRingWeight;
   const auto score = [&] {
-    const double seconds = std::max(cycle_.replay(kReplaySteps), request_.host_seconds);
+    const double seconds = cycle_.replay(kReplaySteps);
     const double sum =
         seconds + base +
         weight * static_cast<double>(cycle_.ring_bytes()) / request_.link.bytes_per_second;
     if (sum >= threshold) return sum;
-    const double slow = std::max(cycle_.replay(kReplaySteps, kSlowLink), request_.host_seconds);
+    const double slow = cycle_.replay(kReplaySteps, kSlowLink);
     return sum + kSlowLinkWeight * (slow - seconds);
   };
   cycle_.place(limit, {});

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "error.h"
+#include "host_pace.h"
 
 namespace blockswap {
 namespace {
@@ -34,19 +35,22 @@ Simulation simulate(const Plan& plan, const PlanRequest& request) {
               request.link.seconds_per_copy;
     result.link_busy_seconds += copy[i];
   }
+  const HostPace pace = host_pace(plan.pieces, request);
   double run = 0.0, link = 0.0;
+  double host = 0.0;  // when it begins to issue the step
   std::vector<double> ends;
   for (int step = 0; step < kMaxSteps; ++step) {
     const double step_begin = run, link_before = link;
     result.stall_seconds = 0.0;
     before = release;
-    run += request.head_seconds;
+    run = std::max(run + request.head_seconds, host + pace.head);
     for (size_t i = 0; i < n; ++i) {
       const Piece& piece = plan.pieces[i];
       SimulatedPiece& seen = result.pieces[i];
       seen = {};
       double ready = run;
       if (!piece.resident) {
+        host += pace.seconds_per_copy;
         // release still holds the step before for pieces that have not run in this one.
         double begin = std::max(link, release[piece.after]);
         if (plan.copy_on_compute) begin = std::max(begin, run);
@@ -58,12 +62,13 @@ Simulation simulate(const Plan& plan, const PlanRequest& request) {
       const double begin = std::max(run, ready);
       seen.stall_seconds = begin - run;
       result.stall_seconds += seen.stall_seconds;
-      run = begin + piece.seconds;
+      run = std::max(begin + piece.seconds, host + pace.over[i]);
       release[i] = run;
       seen.run_begin = begin - step_begin;
       seen.run_end = run - step_begin;
     }
     ends.push_back(run);
+    host += pace.step;
     // Steady: every event of this step is one of the step before, moved by the same time.
     const double seconds = run - step_begin;
     const double tolerance = 1e-9 * std::max(seconds, 1e-9);
@@ -78,8 +83,7 @@ Simulation simulate(const Plan& plan, const PlanRequest& request) {
       result.step_seconds = (ends.back() - ends[ends.size() - 1 - kPeriod]) / kPeriod;
     }
   }
-  result.step_seconds =
-      std::max({result.step_seconds, result.link_busy_seconds, request.host_seconds});
+  result.step_seconds = std::max(result.step_seconds, result.link_busy_seconds);
   return result;
 }
 

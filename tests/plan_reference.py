@@ -88,12 +88,12 @@ def replay(plan, request, *, steps: int = 40, honour_after: bool = True) -> Repl
     and step when a copy would overwrite a piece that has not run.
     """
     link = request.link
-    pieces = plan.pieces
+    pieces, leaves = plan.pieces, request.leaves
     streamed = [i for i, piece in enumerate(pieces) if not piece.resident]
     copy_begin, copy_end, run_begin, run_end = {}, {}, {}, {}
     queue = [(s, i) for s in range(steps) for i in streamed]
     fetched = 0
-    link_free = now = 0.0
+    link_free = now = host = 0.0
     ends = []
 
     def last_users(step: int, i: int):
@@ -130,9 +130,11 @@ def replay(plan, request, *, steps: int = 40, honour_after: bool = True) -> Repl
         return None if None in moments else max(moments, default=0.0)
 
     for step in range(steps):
-        now += request.head_seconds
+        host += request.host_seconds
+        now = max(now + request.head_seconds, host)
         for i, piece in enumerate(pieces):
             if not piece.resident:
+                host += request.host_seconds_per_copy
                 while fetched < len(queue):
                     s, j = queue[fetched]
                     allowed = allowed_at(s, j)
@@ -150,7 +152,9 @@ def replay(plan, request, *, steps: int = 40, honour_after: bool = True) -> Repl
                 assert (step, i) in copy_end, f"step {step}: piece {i} is never fetched"
                 now = max(now, copy_end[step, i])
             run_begin[step, i] = now
-            now += piece.seconds
+            for leaf in leaves[piece.first_leaf : piece.end_leaf]:
+                host += leaf.host_seconds
+                now = max(now + leaf.seconds, host)  # no sooner over than issued
             run_end[step, i] = now
         ends.append(now)
     period = min(12, steps - 1)

@@ -73,6 +73,7 @@ def any_request(draw, max_leaves: int = 40):
     n = draw(st.integers(1, max_leaves))
     sizes = draw(st.lists(st.integers(1, 2000), min_size=n, max_size=n))
     times = draw(st.lists(st.sampled_from([0.0, 1e-6, 1e-5, 1e-4, 7e-4]), min_size=n, max_size=n))
+    issue = draw(st.sampled_from([0.0, 0.0, 3e-6, 3e-5]))
     priorities = draw(
         st.lists(
             st.sampled_from([_C.NO_PRIORITY] * 5 + [0, 1, 2, _C.PINNED]), min_size=n, max_size=n
@@ -86,6 +87,7 @@ def any_request(draw, max_leaves: int = 40):
             name=f"leaf{i}",
             bytes=256 * sizes[i],
             seconds=times[i],
+            host_seconds=issue * (1 + i % 3),
             block=i // per_block,
             priority=priorities[i] if use_priorities else _C.NO_PRIORITY,
         )
@@ -112,6 +114,7 @@ def any_request(draw, max_leaves: int = 40):
         link=_C.Link(bytes_per_second=draw(st.sampled_from([1e8, 1e9, 2e10]))),
         head_seconds=draw(st.sampled_from([0.0, 1e-4])),
         host_seconds=draw(st.sampled_from([0.0, 0.0, 5e-3])),
+        host_seconds_per_copy=draw(st.sampled_from([0.0, 0.0, 1e-5])),
         piece_bytes=draw(st.sampled_from([0, 0, 1, 64 * 1024, MIB])),
         lookahead=draw(st.sampled_from([-1, -1, 0, 1, 2, 5])),
         **fields,

@@ -81,11 +81,11 @@ class GpuDevice final : public Device {
     (void)cudaStreamDestroy(stream_of(stream));
   }
 
-  Event make_event() override {
+  Event make_event(EventKind kind) override {
     DeviceGuard guard(index_);
     cudaEvent_t event = nullptr;
-    // With timing: the same events that order the streams also say where the time went.
-    check(cudaEventCreate(&event), "cudaEventCreate");
+    const unsigned flags = kind == EventKind::kTimed ? cudaEventDefault : cudaEventDisableTiming;
+    check(cudaEventCreateWithFlags(&event, flags), "cudaEventCreateWithFlags");
     return Event{reinterpret_cast<uint64_t>(event)};
   }
   void destroy_event(Event event) noexcept override { (void)cudaEventDestroy(event_of(event)); }

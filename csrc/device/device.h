@@ -31,8 +31,10 @@ class Device {
   virtual Stream make_stream() = 0;
   virtual void destroy_stream(Stream stream) noexcept = 0;
 
-  // An event is a point in a stream. One that was never recorded counts as done.
-  virtual Event make_event() = 0;
+  // An event is a point in a stream. One that was never recorded counts as done. Only a timed one
+  // may be given to seconds_between; one that only orders streams is cheaper.
+  enum class EventKind { kOrders, kTimed };
+  virtual Event make_event(EventKind kind) = 0;
   virtual void destroy_event(Event event) noexcept = 0;
   virtual void record(Event event, Stream stream) = 0;
   virtual void wait(Stream stream, Event event) = 0;

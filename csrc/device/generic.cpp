@@ -30,7 +30,7 @@ class GenericDevice final : public Device {
   Stream make_stream() override { return pack(guard_.getNewStream(device_)); }
   void destroy_stream(Stream) noexcept override {}  // c10 streams come from a pool
 
-  Event make_event() override { return Event{reinterpret_cast<uint64_t>(new Handle)}; }
+  Event make_event(EventKind) override { return Event{reinterpret_cast<uint64_t>(new Handle)}; }
   void destroy_event(Event event) noexcept override {
     Handle* handle = handle_of(event);
     guard_.destroyEvent(handle->event, device_.index());

@@ -82,7 +82,7 @@ class ThreadDevice final : public Device {
     return Stream{workers_.size() - 1};
   }
   void destroy_stream(Stream) noexcept override {}
-  Event make_event() override { return Event{reinterpret_cast<uint64_t>(new Mark)}; }
+  Event make_event(EventKind) override { return Event{reinterpret_cast<uint64_t>(new Mark)}; }
   void destroy_event(Event event) noexcept override { delete mark(event); }
   void record(Event event, Stream stream) override {
     Mark* m = mark(event);

@@ -1,0 +1,108 @@
+"""What measured steps teach: times of the device and of the host, kept apart."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from blockswap.learning import FAR_AHEAD_S, HOOKS_SHARE, Learned, refine
+
+MS = 1e-3
+
+
+def step(spans, seconds, host_seconds, per_piece=0.0, measuring=0.0):
+    """A measured step; spans: (piece, issued, wait_begin, wait_end)."""
+    pieces = [
+        SimpleNamespace(piece=p, issued=i, wait_begin=b, wait_end=e, run_end=e)
+        for p, i, b, e in spans
+    ]
+    return SimpleNamespace(
+        pieces=pieces,
+        step_seconds=seconds,
+        host_seconds=host_seconds,
+        host_seconds_per_piece=per_piece,
+        measuring_seconds_per_piece=measuring,
+    )
+
+
+def learn(samples, seconds, leaf_of_piece=((0,), (1,)), is_asynchronous=True, head=0.0):
+    learned = Learned(order=list(range(len(seconds))), head_seconds=head)
+    learned.seconds = dict(enumerate(seconds))
+    learned.samples = list(samples)
+    refine(learned, leaf_of_piece, is_asynchronous)
+    return learned
+
+
+def test_a_device_that_lags_behind_the_host_teaches_its_own_time():
+    # The host issues all within 1 ms; the device computes 4 + 6 ms and waits 1 ms for a copy.
+    sample = step([(0, 0.0, 0.5 * MS, 0.6 * MS), (1, 0.9 * MS, 4.6 * MS, 5.6 * MS)], 11.6 * MS, MS)
+    learned = learn([sample], [1 * MS, 1 * MS])
+    assert learned.seconds == pytest.approx({0: 4 * MS, 1: 6 * MS})
+
+
+def test_a_device_that_caught_up_with_the_host_keeps_its_own_time():
+    # It computes 1 ms per leaf, but gets work only every 5 ms.
+    sample = step(
+        [(0, 0.0, 0.01 * MS, 0.01 * MS), (1, 5 * MS, 5.01 * MS, 5.01 * MS)], 10 * MS, 10 * MS
+    )
+    learned = learn([sample], [1 * MS, 1 * MS])
+    assert learned.seconds == pytest.approx({0: 1 * MS, 1: 1 * MS})
+    assert learned.host_seconds == pytest.approx({0: 5 * MS, 1: 5 * MS})
+
+
+def test_no_leaf_computes_longer_than_the_gap_in_which_it_ran():
+    sample = step([(0, 0.0, 0.0, 0.0), (1, 5 * MS, 5 * MS, 5 * MS)], 10 * MS, 10 * MS)
+    assert learn([sample], [7 * MS, 1 * MS]).seconds[0] == pytest.approx(5 * MS)
+
+
+def test_what_a_piece_and_its_measuring_cost_the_host_is_no_leafs_time():
+    sample = step(
+        [(0, 0.0, 0.0, 0.0), (1, 5 * MS, 5 * MS, 5 * MS)],
+        *(10 * MS, 10 * MS),
+        per_piece=0.1 * MS,
+        measuring=0.3 * MS,
+    )
+    learned = learn([sample], [1 * MS, 1 * MS])
+    assert learned.host_seconds_per_copy == pytest.approx(HOOKS_SHARE * 0.1 * MS)
+    assert learned.host_seconds[0] == pytest.approx(5 * MS - HOOKS_SHARE * 0.1 * MS - 0.3 * MS)
+
+
+def test_a_host_far_ahead_is_not_in_the_way():
+    # It may have waited for room in the device's queue: its own time is unknown, and harmless.
+    late = 4 * FAR_AHEAD_S
+    sample = step([(0, 0.0, late, late), (1, 5 * MS, 2 * late, 2 * late)], 3 * late, 10 * MS)
+    assert learn([sample], [1 * MS, 1 * MS]).host_seconds == {0: 0.0, 1: 0.0}
+
+
+def test_one_disturbed_step_does_not_count_for_the_host():
+    def sample(disturbance):
+        end = 5 * MS + disturbance
+        return step([(0, 0.0, 0.0, 0.0), (1, end, end, end)], end + 5 * MS, end + 5 * MS)
+
+    learned = learn([sample(0.0), sample(80 * MS), sample(0.0)], [1 * MS, 1 * MS])
+    assert learned.host_seconds[0] == pytest.approx(5 * MS)
+
+
+def test_residents_between_two_streamed_pieces_share_the_gap():
+    # Leaf 1 stays: it runs in the gap that piece 0 begins.
+    sample = step([(0, 0.0, 1 * MS, 1 * MS), (2, 0.1 * MS, 7 * MS, 7 * MS)], 9 * MS, 0.2 * MS)
+    learned = learn([sample], [1 * MS, 2 * MS, 1 * MS], leaf_of_piece=((0,), (1,), (2,)))
+    assert learned.seconds == pytest.approx({0: 2 * MS, 1: 4 * MS, 2: 2 * MS})
+
+
+def test_work_before_the_first_leaf_is_the_heads():
+    sample = step([(0, 2 * MS, 3 * MS, 3 * MS), (1, 2.1 * MS, 5 * MS, 5 * MS)], 7 * MS, 2.2 * MS)
+    learned = learn([sample], [1 * MS, 1 * MS])
+    assert (learned.head_seconds, learned.head_host_seconds) == pytest.approx((3 * MS, 2 * MS))
+
+
+def test_a_step_without_streamed_pieces_is_one_gap():
+    learned = learn([step([], 9 * MS, 6 * MS)], [1 * MS, 3 * MS], head=1 * MS)
+    assert learned.seconds == pytest.approx({0: 2 * MS, 1: 6 * MS})
+    assert sum(learned.host_seconds.values()) == pytest.approx(6 * MS)
+
+
+def test_a_device_that_is_the_host_teaches_no_host_time():
+    sample = step([(0, 0.0, 0.0, 0.0), (1, 5 * MS, 5 * MS, 5 * MS)], 10 * MS, 10 * MS)
+    learned = learn([sample], [1 * MS, 1 * MS], is_asynchronous=False)
+    assert learned.host_seconds == {0: 0.0, 1: 0.0}
+    assert learned.seconds == pytest.approx({0: 5 * MS, 1: 5 * MS})
