@@ -57,6 +57,7 @@ PURE = {
     "cut",
     "cycle",
     "explain",
+    "host_pace",
     "search",
     "slots",
     "validate",

@@ -21,7 +21,7 @@ import torch
 import blockswap
 from benchmarks import zoo
 from benchmarks.head import make_head
-from benchmarks.models import touch_memory
+from benchmarks.timing import touch_memory
 
 PAGE = 4096
 

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import zoo
 from benchmarks.head import make_head
-from benchmarks.models import STEPS_OF_TURN, UNTIMED_OF_TURN, timed_steps
+from benchmarks.timing import STEPS_OF_TURN, UNTIMED_OF_TURN, timed_steps
 
 MIB = 2**20
 LINK_BYTES_PER_S = 55e9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import platform
 import shlex
 import subprocess
@@ -20,6 +21,7 @@ def make_head(argv: list[str]) -> dict[str, Any]:
         "schema": SCHEMA,
         "date": datetime.date.today().isoformat(),
         "commit": _output("git", "rev-parse", "HEAD"),
+        "sources": _sources(),
         "gpu": None,
         "driver": None,
         "clocks": None,
@@ -34,6 +36,17 @@ def make_head(argv: list[str]) -> dict[str, Any]:
         head["clocks"] = _query("clocks.sm,clocks.mem")
         head["link"] = _query("pcie.link.gen.max,pcie.link.width.max")
     return head
+
+
+def _sources() -> str:
+    """Return what tells the measured tree from its commit: a hash of all that is installed."""
+    digest = hashlib.sha256()
+    root = Path(__file__).resolve().parent.parent
+    files = [path for folder in ("csrc", "blockswap") for path in (root / folder).rglob("*")]
+    for path in sorted(files):
+        if path.suffix in (".cpp", ".h", ".py") and path.name != "_build_info.py":
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _command(argv: list[str]) -> str:

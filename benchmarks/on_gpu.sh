@@ -35,7 +35,7 @@ for what in "$@"; do
       IFS=: read -r _ models cases <<<"$what"
       $PYTHON -m benchmarks.models --models "$models" --cases "${cases:-}" \
         --out "$OUT/$stamp-${models//,/-}${cases:+-$(tr , _ <<<"$cases")}-core.json" || failed=1 ;;
-    touch:*) $PYTHON -c "from benchmarks.models import touch_memory; touch_memory(${what#touch:})" ;;
+    touch:*) $PYTHON -c "from benchmarks.timing import touch_memory; touch_memory(${what#touch:})" ;;
     host) $PYTHON -m benchmarks.host_cost --out "$OUT/$stamp-host.json" || failed=1 ;;
     contention) $PYTHON -m benchmarks.contention --out "$OUT/$stamp-contention.json" || failed=1 ;;
     attach) $PYTHON -m benchmarks.attach ${ATTACH_OPTIONS:-} --out "$OUT/$stamp-attach.json" || failed=1 ;;

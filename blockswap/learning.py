@@ -11,8 +11,6 @@ Pure: nothing here touches a device.
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,13 +22,10 @@ from blockswap import _C
 
 TIMED_STEPS = 2
 SETTLING_STEPS = 3
-# A device less than this behind the host has nothing queued: a launch takes about 10 us to begin.
-CAUGHT_UP_S = 100e-6
-# A host more than this ahead may have filled the device's queue, and waits for it to drain.
-FAR_AHEAD_S = 5e-3
-# What a streamed piece costs the host in all, over what the engine sees of it: hooks and dispatcher
-# are the rest (benchmarks/host_cost.py).
-HOOKS_SHARE = 2.0
+# So many when the host sets the pace: it is disturbed more than a device is.
+SETTLING_STEPS_OF_HOST = 6
+# After some steps in a row, a device that is done within this time waits for the host.
+SHORT_LAG_S = 3e-3
 RELEARN_AFTER = 3  # steps in a row that did not go as planned
 
 
@@ -54,7 +49,9 @@ class Learned:
         head_seconds: compute before the first leaf.
         host_seconds, head_host_seconds: the host's time to issue them.
         host_seconds_per_copy: its time for one streamed piece.
-        samples: steps under the first plan, each begun with an idle device.
+        hosts: the host's times of the steps under the first plan.
+        settling_steps: how many of those there are to be.
+        unmeasured_seconds: of the one among them whose pieces were not measured.
         torch_peak_bytes: the most that PyTorch held in a step, pool excluded.
     """
 
@@ -67,16 +64,27 @@ class Learned:
     host_seconds: dict[int, float] = field(default_factory=dict)
     head_host_seconds: float = 0.0
     host_seconds_per_copy: float = 0.0
-    samples: list[_C.StepTimes] = field(default_factory=list)
+    hosts: list[_C.HostTimes] = field(default_factory=list)
+    settling_steps: int = SETTLING_STEPS
+    unmeasured_seconds: float = 0.0
     torch_peak_bytes: int = 0
     plan: _C.Plan | None = None
     request: _C.PlanRequest | None = None
     disordered_steps: int = 0
     relearned: int = 0
 
+    def is_measured_next(self, done: int) -> bool:
+        """Whether the step after ``done`` ones of this stage is measured piece by piece.
+
+        One of the steps under the first plan is not: its time tells what measuring costs.
+        """
+        return self.stage is not Stage.SETTLE or done != self.settling_steps - 2
+
     def enter(self, stage: Stage) -> None:
         """Go on to a stage."""
         self.stage, self.steps = stage, 0
+        self.hosts.clear()
+        self.settling_steps = SETTLING_STEPS
 
 
 def traced_order(runs: Iterable[int]) -> list[int]:
@@ -117,87 +125,6 @@ def take_times(
         learned.seconds[leaf] = _shorter(learned.seconds.get(leaf, 0.0), seconds)
 
 
-def refine(learned: Learned, leaf_of_piece: Sequence[Sequence[int]], is_asynchronous: bool) -> None:
-    """Scale leaf times to what steps under a real plan took, gap by gap.
-
-    A gap lies between the moments when two streamed pieces begin to run; the leaves in it, resident
-    or not, took its time on the device and on the host. Where the device had caught up with the
-    host, its time is the host's, and what it computes was learned before.
-
-    Args:
-        learned: to be scaled. The device times of the last of its samples count, for the clocks,
-            and the median of the host's, which others disturb.
-        leaf_of_piece: the leaves of each piece.
-        is_asynchronous: the host issues work and does not do it itself.
-    """
-    position = {leaf: index for index, leaf in enumerate(learned.order)}
-    gaps = [_gaps(times, position, leaf_of_piece) for times in learned.samples]
-    gaps = [each for each in gaps if len(each) == len(gaps[-1])]
-    own = [HOOKS_SHARE * times.host_seconds_per_piece for times in learned.samples]
-    measuring = [times.measuring_seconds_per_piece for times in learned.samples]
-    learned.host_seconds_per_copy = statistics.median(own) if is_asynchronous else 0.0
-    overhead = learned.host_seconds_per_copy + statistics.median(measuring)
-    for same in zip(*gaps, strict=True):
-        gap = same[-1]
-        issue = statistics.median(g.host_seconds for g in same)
-        issue = max(0.0, issue - overhead if gap.has_piece else issue)
-        if not is_asynchronous or gap.host_lead > FAR_AHEAD_S:
-            issue = 0.0  # far ahead, it may have waited until the device's queue had room again
-        leaves = learned.order[gap.start : gap.stop]
-        if leaves:
-            seconds = gap.seconds if gap.has_piece else gap.seconds - learned.head_seconds
-            known = sum(learned.seconds.get(leaf, 0.0) for leaf in leaves)
-            if not is_asynchronous or gap.host_lead > CAUGHT_UP_S or seconds < known:
-                _scale(learned.seconds, leaves, max(0.0, seconds))
-            _scale(learned.host_seconds, leaves, issue)
-        elif not gap.has_piece:
-            learned.head_seconds, learned.head_host_seconds = gap.seconds, issue
-
-
-@dataclass(frozen=True)
-class _Gap:
-    """From the begin of one streamed piece to that of the next: leaves [start, stop) of the order.
-
-    Attributes:
-        seconds: of the device.
-        host_seconds: of the host.
-        host_lead: how far the host was ahead of the device, at the end where it was less.
-        has_piece: it begins with a streamed piece.
-    """
-
-    start: int
-    stop: int
-    seconds: float
-    host_seconds: float
-    host_lead: float
-    has_piece: bool
-
-
-def _gaps(
-    times: _C.StepTimes, position: dict[int, int], leaf_of_piece: Sequence[Sequence[int]]
-) -> list[_Gap]:
-    """Return the gaps of one step in order; the first one, before any leaf, may be empty."""
-    spans = sorted(times.pieces, key=lambda span: span.wait_begin)
-    starts = [position[leaf_of_piece[span.piece][0]] for span in spans]
-    # Where each gap begins and ends: leaf number, device clock, host clock.
-    begins = [(0, 0.0, 0.0)]
-    begins += [(s, p.wait_end, p.issued) for s, p in zip(starts, spans, strict=True)]
-    ends = [(s, p.wait_begin, p.issued) for s, p in zip(starts, spans, strict=True)]
-    ends.append((len(position), times.step_seconds, times.host_seconds))
-    return [
-        _Gap(
-            start=begin[0],
-            stop=end[0],
-            seconds=max(0.0, end[1] - begin[1]),
-            host_seconds=end[2] - begin[2],
-            # A step begins with an idle device: only the end of the first gap tells.
-            host_lead=min(end[1] - end[2], begin[1] - begin[2] if index > 0 else math.inf),
-            has_piece=index > 0,
-        )
-        for index, (begin, end) in enumerate(zip(begins, ends, strict=True))
-    ]
-
-
 def copy_speed(times: _C.StepTimes, piece_bytes: Sequence[int], seconds_per_copy: float) -> float:
     """Return bytes per second of a step's copies, fixed cost apart; 0 when there were none."""
     seconds = 0.0
@@ -208,13 +135,6 @@ def copy_speed(times: _C.StepTimes, piece_bytes: Sequence[int], seconds_per_copy
             seconds += copied - seconds_per_copy
             num_bytes += piece_bytes[span.piece]
     return num_bytes / seconds if seconds > 0 else 0.0
-
-
-def _scale(times: dict[int, float], leaves: Sequence[int], seconds: float) -> None:
-    known = sum(times.get(leaf, 0.0) for leaf in leaves)
-    for leaf in leaves:
-        share = times.get(leaf, 0.0) / known if known > 0 else 1 / len(leaves)
-        times[leaf] = seconds * share
 
 
 def _shorter(known: float, seconds: float) -> float:

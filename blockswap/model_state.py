@@ -41,9 +41,7 @@ class ModelState:
         self.unit_of: dict[nn.Module, Unit] = {}
         self.units: dict[int, Unit] = {}
         self.token = torch.empty(0)
-        self.small_bytes = 0
-        self.weight_bytes = 0
-        self._small_address = 0
+        self.small_bytes = self.weight_bytes = self._small_address = 0
 
     def take(self) -> None:
         """Find the leaves, move their weights to the arena and all else to the device.

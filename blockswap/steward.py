@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Hashable
 
 from blockswap import _C
 from blockswap.errors import CapError
 from blockswap.learning import (
     RELEARN_AFTER,
-    SETTLING_STEPS,
+    SETTLING_STEPS_OF_HOST,
+    SHORT_LAG_S,
     TIMED_STEPS,
     Learned,
     Stage,
     copy_speed,
-    refine,
     take_times,
     traced_order,
     traced_runs,
     with_strangers,
 )
 from blockswap.model_state import ModelState
+from blockswap.refine import refine
 from blockswap.report import Report, State, Timeline
 from blockswap.request import MARGIN_BYTES, Requests
 from blockswap.sizes import format_bytes
@@ -51,8 +53,7 @@ class Steward:
         self.link_bytes_per_s = 0.0
         self.notes: list[str] = []
         self.steps = 0
-        self.mispredicted = 0
-        self.refetched = 0
+        self.mispredicted = self.refetched = 0
         self._learned: dict[Hashable, Learned] = {}
         self._key: Hashable = None
         self._completed = False
@@ -148,12 +149,16 @@ class Steward:
             self._switch(key)
         self._completed = False
         self.runs = []
-        # Measuring costs the host three events per piece: while it teaches, and now and then.
-        recent = self._steps_of_plan < MEASURED_AT_FIRST
-        self.state.engine.measure(not self.is_ready or recent or self.steps % MEASURED_EVERY < 2)
+        self.state.engine.measure(self._measures())
         self._steps_of_plan += 1
         if not self.is_ready:
             self.state.memory.reset_peak()
+
+    def _measures(self) -> bool:
+        """Whether to time each piece of the next step: host and device pay for five events each."""
+        if not self.is_ready:
+            return self.learned.is_measured_next(self.learned.steps)
+        return self._steps_of_plan < MEASURED_AT_FIRST or self.steps % MEASURED_EVERY < 2
 
     def after_step(self, completed: bool) -> None:
         """Note the end of a step; one that failed teaches nothing."""
@@ -197,10 +202,9 @@ class Steward:
                 learned.enter(Stage.SETTLE)
                 self._install(learned.plan, learned.request, learned.order)
         else:
-            learned.samples.append(self.state.engine.step_times())
-            if learned.steps >= SETTLING_STEPS:
+            self._watch_settling(learned)
+            if learned.steps >= learned.settling_steps:
                 self._settle(learned)
-                learned.samples.clear()
                 learned.enter(Stage.READY)
 
     def _time(self, learned: Learned, order: list[int]) -> None:
@@ -211,19 +215,28 @@ class Steward:
         self._stream(order)
         learned.enter(Stage.TIME)
 
+    def _watch_settling(self, learned: Learned) -> None:
+        """Note the host's times; have the stage's last step begin with an idle device."""
+        is_asynchronous = self.state.device.type != "cpu"  # which does the work itself
+        if learned.is_measured_next(done=learned.steps - 1):
+            learned.hosts += [self.state.engine.host_times()] if is_asynchronous else []
+            return
+        begin = time.perf_counter()
+        learned.unmeasured_seconds = self.state.engine.step_seconds()  # waits for its end
+        if is_asynchronous and time.perf_counter() - begin < SHORT_LAG_S:
+            learned.settling_steps = SETTLING_STEPS_OF_HOST
+
     def _settle(self, learned: Learned) -> None:
         """Plan once more with the times of a real step; prefer the plan that runs."""
-        times = learned.samples[-1]
-        refine(learned, self._members(), self.state.device.type != "cpu")
+        refine(learned, times := self.state.engine.step_times(), learned.hosts, self._members())
         sizes = [piece.bytes for piece in self.plan.pieces]
         speed = copy_speed(times, sizes, self.request.link.seconds_per_copy)
         throttle = self.state.config.throttle_gb_per_s
         if speed > 0:
             self.link_bytes_per_s = min(speed, 1e9 * throttle) if throttle else speed
         plan, request = self._make_plan(learned)
-        running = self.plan
-        _C.predict(running, request)
-        if plan.predicted_seconds < WORTH_INSTALLING * running.predicted_seconds:
+        _C.predict(self.plan, request)
+        if plan.predicted_seconds < WORTH_INSTALLING * self.plan.predicted_seconds:
             self._install(plan, request, learned.order)
         learned.plan, learned.request = self.plan, request
 

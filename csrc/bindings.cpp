@@ -122,14 +122,15 @@ void bind_engine(py::module_& m) {
       .def_readonly("copy_end", &PieceTimes::copy_end)
       .def_readonly("wait_begin", &PieceTimes::wait_begin)
       .def_readonly("wait_end", &PieceTimes::wait_end)
-      .def_readonly("run_end", &PieceTimes::run_end)
-      .def_readonly("issued", &PieceTimes::issued);
+      .def_readonly("run_end", &PieceTimes::run_end);
   py::class_<StepTimes>(m, "StepTimes")
       .def_readonly("step_seconds", &StepTimes::step_seconds)
-      .def_readonly("host_seconds", &StepTimes::host_seconds)
-      .def_readonly("host_seconds_per_piece", &StepTimes::host_seconds_per_piece)
-      .def_readonly("measuring_seconds_per_piece", &StepTimes::measuring_seconds_per_piece)
       .def_readonly("pieces", &StepTimes::pieces);
+  py::class_<HostTimes>(m, "HostTimes")
+      .def_readonly("step_seconds", &HostTimes::step_seconds)
+      .def_readonly("seconds_per_piece", &HostTimes::seconds_per_piece)
+      .def_readonly("measuring_seconds_per_piece", &HostTimes::measuring_seconds_per_piece)
+      .def_readonly("issued", &HostTimes::issued);
 
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init([](const std::shared_ptr<Device>& device, int num_copy_streams, bool check) {
@@ -172,6 +173,8 @@ void bind_engine(py::module_& m) {
                                bytes);
            })
       .def("invalidate", &Engine::invalidate)
+      .def("host_times", &Engine::host_times)
+      .def("step_seconds", &Engine::step_seconds, py::call_guard<py::gil_scoped_release>())
       .def("step_times", &Engine::step_times, py::call_guard<py::gil_scoped_release>())
       .def(
           "measure_link",

@@ -35,8 +35,9 @@ Engine::Engine(std::shared_ptr<Device> device, EngineOptions options)
   for (int32_t i = 0; i < std::max(1, options_.num_copy_streams); ++i) {
     copy_streams_.push_back(device_->make_stream());
   }
-  step_begin_ = device_->make_event(Device::EventKind::kTimed);
-  measured_end_ = device_->make_event(Device::EventKind::kTimed);
+  for (Device::Event* event : {&begin_, &end_, &measured_begin_, &measured_end_}) {
+    *event = device_->make_event(Device::EventKind::kTimed);
+  }
   step_end_ = device_->make_event(Device::EventKind::kOrders);
   residents_ready_ = device_->make_event(Device::EventKind::kOrders);
 }
@@ -47,10 +48,10 @@ Engine::~Engine() {
   } catch (const std::exception&) {
     // The driver is gone or failing: there is nothing left to wait for.
   }
-  device_->destroy_event(step_begin_);
-  device_->destroy_event(measured_end_);
-  device_->destroy_event(step_end_);
-  device_->destroy_event(residents_ready_);
+  for (const Device::Event event :
+       {begin_, end_, measured_begin_, measured_end_, step_end_, residents_ready_}) {
+    device_->destroy_event(event);
+  }
   for (const Device::Stream stream : copy_streams_) {
     device_->destroy_stream(stream);
   }
@@ -224,6 +225,7 @@ void Engine::begin_step(Device::Stream compute) {
   }
   last_compute_ = compute;
   in_step_ = true;
+  device_->record(begin_, compute);
   if (measures_) {
     for (Track& track : tracks_) {
       track.ran = false;
@@ -231,7 +233,7 @@ void Engine::begin_step(Device::Stream compute) {
     measured_ = false;
     own_seconds_ = measuring_seconds_ = 0.0;
     host_begin_ = Clock::now();
-    device_->record(step_begin_, compute);
+    device_->record(measured_begin_, compute);
   }
   if (schedule_) {
     const Stopwatch watch(own_seconds_);
@@ -270,6 +272,7 @@ void Engine::end_step(Device::Stream compute) {
     schedule_->end(actions_);
     perform(compute);
   }
+  device_->record(end_, compute);
   device_->record(step_end_, compute);
   if (measures_) {
     device_->record(measured_end_, compute);

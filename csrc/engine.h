@@ -36,17 +36,20 @@ struct PieceTimes {
   double copy_begin = 0.0, copy_end = 0.0;  // may lie before 0: fetched in the step before
   double wait_begin = 0.0, wait_end = 0.0;  // the stall
   double run_end = 0.0;
-  double issued = 0.0;  // on the host's clock: when the host came to it
 };
 
 struct StepTimes {
   double step_seconds = 0.0;
-  // The host's own: from the step's first call to its last one, and of that, per piece that ran,
-  // what acquire and release took and what measuring cost on top.
-  double host_seconds = 0.0;
-  double host_seconds_per_piece = 0.0;
-  double measuring_seconds_per_piece = 0.0;
   std::vector<PieceTimes> pieces;
+};
+
+// When the host came to what it issues, in seconds from the step's begin on its own clock.
+struct HostTimes {
+  double step_seconds = 0.0;  // to issue everything
+  // Per piece that ran: what acquire and release took, and what measuring cost on top.
+  double seconds_per_piece = 0.0;
+  double measuring_seconds_per_piece = 0.0;
+  std::vector<std::pair<int32_t, double>> issued;  // piece, when
 };
 
 // Performs a schedule's actions on a device. Owns copy streams and events; borrows the ring, the
@@ -94,6 +97,10 @@ class Engine {
   // Times of the last measured step that is complete. Blocks the host until it is done: not for the
   // hot path.
   StepTimes step_times();
+  // Seconds of the last step, measured or not. Blocks until it is done.
+  double step_seconds();
+  // The host's share of the last measured step. Does not wait.
+  HostTimes host_times() const;
   // Bytes per second of copying `bytes` from `host` to the ring, alone on the link. Blocks.
   double measure_link(const void* host, void* target, int64_t bytes, int repeats);
   const Counters& counters();
@@ -133,12 +140,15 @@ class Engine {
   EngineOptions options_;
   std::vector<Device::Stream> copy_streams_;
   size_t next_copy_stream_ = 0;
-  Device::Event step_begin_, measured_end_, step_end_, residents_ready_;
+  Device::Event begin_, end_;                    // of each step
+  Device::Event measured_begin_, measured_end_;  // of the last measured one
+  Device::Event step_end_, residents_ready_;
   bool residents_pending_ = false;
   bool stepped_ = false;
   bool in_step_ = false;
   bool measures_ = true;
-  bool measured_ = false;  // step_begin_, measured_end_ and the tracks hold a whole step's times
+  bool measured_ =
+      false;  // measured_begin_, measured_end_ and the tracks hold a whole step's times
   Device::Stream last_compute_{};
   // On the host's clock, in the last measured step.
   Clock::time_point host_begin_{};

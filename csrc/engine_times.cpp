@@ -12,25 +12,46 @@ StepTimes Engine::step_times() {
     return times;
   }
   device_->synchronize(last_compute_);
-  times.step_seconds = device_->seconds_between(step_begin_, measured_end_);
-  times.host_seconds = host_seconds_;
+  times.step_seconds = device_->seconds_between(measured_begin_, measured_end_);
   for (size_t i = 0; i < tracks_.size(); ++i) {
     const Track& track = tracks_[i];
     if (plan_.pieces[i].resident || !track.ran) {
       continue;
     }
     const auto since_begin = [&](Device::Event event) {
-      return device_->seconds_between(step_begin_, event);
+      return device_->seconds_between(measured_begin_, event);
     };
     const CopyTimes& copy = track.copies[track.run_copy];
     times.pieces.push_back(
         {static_cast<int32_t>(i), track.run_is_timed ? since_begin(copy.begin) : NAN,
          track.run_is_timed ? since_begin(copy.end) : NAN, since_begin(track.wait_begin),
-         since_begin(track.wait_end), since_begin(track.run_end), track.issued});
+         since_begin(track.wait_end), since_begin(track.run_end)});
   }
-  if (!times.pieces.empty()) {
-    const auto num = static_cast<double>(times.pieces.size());
-    times.host_seconds_per_piece = (own_seconds_ - measuring_seconds_) / num;
+  return times;
+}
+
+double Engine::step_seconds() {
+  if (!stepped_ || in_step_) {
+    return 0.0;
+  }
+  device_->synchronize(last_compute_);
+  return device_->seconds_between(begin_, end_);
+}
+
+HostTimes Engine::host_times() const {
+  HostTimes times;
+  if (!measured_ || in_step_) {
+    return times;
+  }
+  times.step_seconds = host_seconds_;
+  for (size_t i = 0; i < tracks_.size(); ++i) {
+    if (!plan_.pieces[i].resident && tracks_[i].ran) {
+      times.issued.emplace_back(static_cast<int32_t>(i), tracks_[i].issued);
+    }
+  }
+  if (!times.issued.empty()) {
+    const auto num = static_cast<double>(times.issued.size());
+    times.seconds_per_piece = (own_seconds_ - measuring_seconds_) / num;
     times.measuring_seconds_per_piece = measuring_seconds_ / num;
   }
   return times;

@@ -150,6 +150,12 @@ std::vector<int64_t> piece_sizes(const PlanRequest& request, const Needs& by_lea
       sizes.push_back(std::max<int64_t>(size, 1));
     }
   }
+  const bool ring_is_free = request.budget_bytes < 0 || request.offload_bytes > 0;
+  if (ring_is_free && request.ring_bytes == 0) {
+    // Nothing but the wish to save memory bounds the ring: a piece is a small part of what streams.
+    const int64_t most = std::max(by_leaf.streamable_bytes / 8, by_leaf.largest_bytes);
+    for (int64_t& size : sizes) size = std::min(size, most);
+  }
   std::sort(sizes.begin(), sizes.end());
   sizes.erase(std::unique(sizes.begin(), sizes.end()), sizes.end());
   return sizes;

@@ -208,7 +208,7 @@ void Search::sweep() {
     rings.push_back(request_.ring_bytes);
   } else {
     const int64_t streamable = movable_.empty() ? 4 * largest : movable_bytes_;
-    int64_t high = std::max(largest, streamable / 2);
+    int64_t high = std::max(largest, streamable / (ring_is_free() ? 4 : 2));
     if (request_.budget_bytes >= 0) high = std::min(high, request_.budget_bytes - fixed_bytes_);
     if (!movable_.empty()) {
       for (int64_t r : {largest / 4, largest / 2, largest * 3 / 4}) {

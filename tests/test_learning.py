@@ -4,31 +4,30 @@ from types import SimpleNamespace
 
 import pytest
 
-from blockswap.learning import FAR_AHEAD_S, HOOKS_SHARE, Learned, refine
+from blockswap.learning import Learned, Stage
+from blockswap.refine import FAR_AHEAD_S, HOOKS_SHARE, refine
 
 MS = 1e-3
 
 
 def step(spans, seconds, host_seconds, per_piece=0.0, measuring=0.0):
-    """A measured step; spans: (piece, issued, wait_begin, wait_end)."""
-    pieces = [
-        SimpleNamespace(piece=p, issued=i, wait_begin=b, wait_end=e, run_end=e)
-        for p, i, b, e in spans
-    ]
-    return SimpleNamespace(
-        pieces=pieces,
-        step_seconds=seconds,
-        host_seconds=host_seconds,
-        host_seconds_per_piece=per_piece,
+    """A measured step, device and host; spans: (piece, issued, wait_begin, wait_end)."""
+    pieces = [SimpleNamespace(piece=p, wait_begin=b, wait_end=e, run_end=e) for p, _, b, e in spans]
+    device = SimpleNamespace(pieces=pieces, step_seconds=seconds)
+    host = SimpleNamespace(
+        step_seconds=host_seconds,
+        issued=[(p, issued) for p, issued, _, _ in spans],
+        seconds_per_piece=per_piece,
         measuring_seconds_per_piece=measuring,
     )
+    return device, host
 
 
-def learn(samples, seconds, leaf_of_piece=((0,), (1,)), is_asynchronous=True, head=0.0):
-    learned = Learned(order=list(range(len(seconds))), head_seconds=head)
+def learn(samples, seconds, leaf_of_piece=((0,), (1,)), is_asynchronous=True, **known):
+    learned = Learned(order=list(range(len(seconds))), **known)
     learned.seconds = dict(enumerate(seconds))
-    learned.samples = list(samples)
-    refine(learned, leaf_of_piece, is_asynchronous)
+    hosts = [host for _, host in samples] if is_asynchronous else []
+    refine(learned, samples[-1][0], hosts, leaf_of_piece)
     return learned
 
 
@@ -78,7 +77,7 @@ def test_one_disturbed_step_does_not_count_for_the_host():
         end = 5 * MS + disturbance
         return step([(0, 0.0, 0.0, 0.0), (1, end, end, end)], end + 5 * MS, end + 5 * MS)
 
-    learned = learn([sample(0.0), sample(80 * MS), sample(0.0)], [1 * MS, 1 * MS])
+    learned = learn([sample(0.0), sample(80 * MS), sample(0.0), sample(0.0)], [1 * MS, 1 * MS])
     assert learned.host_seconds[0] == pytest.approx(5 * MS)
 
 
@@ -96,7 +95,7 @@ def test_work_before_the_first_leaf_is_the_heads():
 
 
 def test_a_step_without_streamed_pieces_is_one_gap():
-    learned = learn([step([], 9 * MS, 6 * MS)], [1 * MS, 3 * MS], head=1 * MS)
+    learned = learn([step([], 9 * MS, 6 * MS)], [1 * MS, 3 * MS], head_seconds=1 * MS)
     assert learned.seconds == pytest.approx({0: 2 * MS, 1: 6 * MS})
     assert sum(learned.host_seconds.values()) == pytest.approx(6 * MS)
 
@@ -106,3 +105,31 @@ def test_a_device_that_is_the_host_teaches_no_host_time():
     learned = learn([sample], [1 * MS, 1 * MS], is_asynchronous=False)
     assert learned.host_seconds == {0: 0.0, 1: 0.0}
     assert learned.seconds == pytest.approx({0: 5 * MS, 1: 5 * MS})
+
+
+def test_steps_that_ran_other_pieces_teach_nothing_of_the_host():
+    whole = step([(0, 0.0, 0.0, 0.0), (1, 5 * MS, 5 * MS, 5 * MS)], 10 * MS, 10 * MS)
+    other = step([(0, 0.0, 0.0, 0.0)], 30 * MS, 30 * MS)
+    assert learn([other, whole], [1 * MS, 1 * MS]).host_seconds[0] == pytest.approx(5 * MS)
+
+
+def test_what_measuring_costs_the_device_is_no_leafs_time():
+    # Both leaves compute 4 ms, 0.05 ms more while they are measured.
+    measured = 8.1 * MS
+    sample = step([(0, 0.0, 0.0, 0.0), (1, 0.1 * MS, 4.05 * MS, 4.05 * MS)], measured, 0.2 * MS)
+    learned = learn([sample], [1 * MS, 1 * MS], unmeasured_seconds=8 * MS)
+    assert learned.seconds[1] == pytest.approx(4 * MS)
+
+
+def test_a_step_that_was_longer_for_another_reason_keeps_its_leaf_times():
+    sample = step([(0, 0.0, 0.0, 0.0), (1, 0.1 * MS, 40 * MS, 40 * MS)], 80 * MS, 0.2 * MS)
+    learned = learn([sample], [1 * MS, 1 * MS], unmeasured_seconds=8 * MS)
+    assert learned.seconds[1] == pytest.approx(40 * MS, rel=0.01)
+
+
+def test_the_step_before_the_last_under_the_first_plan_is_not_measured():
+    learned = Learned()
+    learned.enter(Stage.SETTLE)
+    assert [learned.is_measured_next(done) for done in range(3)] == [True, False, True]
+    learned.enter(Stage.TIME)
+    assert all(learned.is_measured_next(done) for done in range(3))

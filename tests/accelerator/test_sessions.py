@@ -14,7 +14,7 @@ from torch import nn
 import blockswap
 from benchmarks import zoo
 
-STEPS = 9  # learning takes six or seven
+STEPS = 12  # learning takes six to ten
 
 
 class Chain(nn.Module):
@@ -126,7 +126,7 @@ def random_case(seed: int) -> None:
     x = torch.randn(2, width, generator=torch.Generator().manual_seed(seed))
     on_device = x.to("fake")
     with blockswap.attach(model, device="fake", check=draw.random() < 0.7, **options):
-        for step in range(8):
+        for step in range(11):
             if draw.random() < 0.2:
                 model.skip = {draw.randrange(len(model.layers))}
             elif draw.random() < 0.3:
@@ -195,3 +195,16 @@ def test_layerwise_without_a_cap_takes_the_least_memory(accelerator: ModuleType)
         report = session.report()
         assert report.resident_bytes < report.leaf_bytes / 50  # small parameters only
         assert report.ring_bytes < 2 * 256 * 257 * 4
+
+
+def test_the_hosts_own_time_is_learned_apart_from_the_devices(accelerator: ModuleType) -> None:
+    model = Chain([512] * 6, seed=6)
+    x = torch.ones(64, 512, device="fake")
+    with torch.no_grad(), blockswap.attach(model, device="fake", offload=3) as session:
+        for _ in range(STEPS):
+            model(x)
+        accelerator.synchronize()
+        learned = session._steward.learned
+        assert learned.host_seconds_per_copy > 0
+        assert sum(learned.host_seconds.values()) + learned.head_host_seconds > 0
+        assert session._steward.plan.host_seconds > learned.host_seconds_per_copy
