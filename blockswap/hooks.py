@@ -31,7 +31,7 @@ class Entrance(Protocol):
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Open the gate: ``module`` is the outermost one of ours that runs."""
 
-    def leave(self, module: nn.Module) -> None:
+    def leave(self, module: nn.Module, completed: bool = True) -> None:
         """Close the gate if ``module`` opened it."""
 
     def abort(self) -> None:
@@ -116,7 +116,7 @@ class _Door:
             try:
                 output = original(*args, **kwargs)
             except Exception:
-                session.leave(module)
+                session.leave(module, completed=False)
                 raise
             except BaseException:
                 session.abort()

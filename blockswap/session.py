@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -160,8 +159,12 @@ class Session:
         self._stop_autocast_cache()
         self.gate.is_open = True
 
-    def leave(self, module: nn.Module) -> None:
+    def leave(self, module: nn.Module, completed: bool = True) -> None:
         """Close the gate if ``module`` opened it.
+
+        Args:
+            module: what has run.
+            completed: False when it raised; such a step teaches nothing.
 
         Raises:
             UseError: the forward changed a weight.
@@ -169,7 +172,7 @@ class Session:
         if self.gate.root is not module or self.gate.owner != threading.get_ident():
             return
         edited = self._close()
-        self._steward.after_step(completed=sys.exc_info()[0] is None)
+        self._steward.after_step(completed)
         if edited:
             raise UseError(
                 f"{', '.join(edited[:3])} changed during a forward; such a change would be lost:"

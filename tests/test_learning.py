@@ -133,3 +133,9 @@ def test_the_step_before_the_last_under_the_first_plan_is_not_measured():
     assert [learned.is_measured_next(done) for done in range(3)] == [True, False, True]
     learned.enter(Stage.TIME)
     assert all(learned.is_measured_next(done) for done in range(3))
+
+
+def test_the_last_step_whose_host_began_cold_does_not_count_beside_others() -> None:
+    warm = step([(0, 0.0, 0.0, 0.0), (1, 5 * MS, 5 * MS, 5 * MS)], 10 * MS, 10 * MS)
+    cold = step([(0, 0.0, 0.0, 0.0), (1, 7 * MS, 7 * MS, 7 * MS)], 14 * MS, 14 * MS)
+    assert learn([warm, cold], [1 * MS, 1 * MS]).host_seconds[0] == pytest.approx(5 * MS)
