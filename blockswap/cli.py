@@ -1,4 +1,4 @@
-"""The command line: `blockswap demo`, `blockswap doctor`, `blockswap version`.
+"""The command line: `blockswap demo | plan | doctor | version`.
 
 Exit codes: 0 done; 1 it ran and the result is wrong or the device failed; 2 bad input, one line on
 stderr; 130 interrupted.
@@ -61,6 +61,32 @@ def demo(
 
 
 @app.command()
+def plan(
+    model: Path = typer.Argument(help="A profile (JSON), or a diffusers folder with its config."),
+    vram: str | None = typer.Option(
+        None, help="Cap on device memory, as 10GiB. Default: half of what can stream stays."
+    ),
+    dtype: str = typer.Option("bfloat16", help="Of the weights, for a folder."),
+    picture: Path | None = typer.Option(
+        None, help="Draw expected time over memory (.png, .svg, .pdf); needs a profile."
+    ),
+) -> None:
+    """Explain what would stay and what would stream, without running anything.
+
+    With a profile, which `blockswap demo` and Profile.of(session) write, also how fast.
+    """
+    with _readable_errors(interrupted="nothing was written"):
+        from blockswap.planning import draw_curve, explain_plan, open_profile
+
+        profile = open_profile(model, dtype)
+        for label, text in explain_plan(profile, vram):
+            _say(label, text)
+        if picture is not None:
+            draw_curve(profile, picture)
+            _say("written", str(picture))
+
+
+@app.command()
 def doctor(
     json: bool = typer.Option(False, "--json", help="Facts and findings as one JSON object."),
 ) -> None:
@@ -97,7 +123,7 @@ def version() -> None:
 
 
 def _say(label: str, text: str) -> None:
-    typer.echo(f"{label:<11} {text}")
+    typer.echo(f"{label:<11} {text}".rstrip())
 
 
 @contextlib.contextmanager

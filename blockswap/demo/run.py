@@ -21,6 +21,7 @@ import blockswap
 from blockswap.config import SwapConfig
 from blockswap.demo import outputs, pipelines
 from blockswap.errors import ConfigError
+from blockswap.profile import Profile
 from blockswap.progress import Progress
 from blockswap.report import Report, Timeline
 from blockswap.sizes import format_bytes
@@ -129,6 +130,8 @@ def run_demo(request: DemoRequest, say: Say) -> DemoResult:
         try:
             swapped = _run(pipe, model, request, "swapped run")
             report, timeline = session.report(), session.timeline()
+            if session.state == "ready":
+                Profile.of(session).save(folder / "profile.json")
             peak_bytes = None if device.type == "cpu" else report.peak_device_bytes
         finally:
             session.detach()  # also on Ctrl-C: the model is whole again

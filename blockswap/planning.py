@@ -1,0 +1,89 @@
+"""What `blockswap plan` says and draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from blockswap import _C
+from blockswap.errors import ConfigError
+from blockswap.plot import plot_frontier
+from blockswap.profile import Profile
+from blockswap.sizes import format_bytes, parse_size
+
+
+def open_profile(path: Path, dtype: str) -> Profile:
+    """Return the profile in a file, or the outline of the model in a folder.
+
+    Raises:
+        ConfigError: neither, or an unknown dtype.
+    """
+    if path.is_file():
+        return Profile.load(path)
+    from blockswap.outline import outline
+
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ConfigError(f"--dtype {dtype!r}: float32, float16 or bfloat16")
+    return outline(path, kind)
+
+
+def explain_plan(profile: Profile, vram: str | None) -> Iterator[tuple[str, str]]:
+    """Yield label and text of each line.
+
+    Raises:
+        ConfigError: `vram` is no size, or below the smallest plan.
+    """
+    cap = (profile.smallest_cap + profile.largest_cap) // 2
+    if vram is not None:
+        cap = parse_size(vram, "--vram")
+    plan, request = profile.plan(cap)
+    unknown = "" if profile.is_timed else "; activations come on top, which only a run tells"
+    yield "model", f"{profile.model}, {len(profile.leaves)} leaf modules, {profile.device}"
+    yield "blocks", f"{format_bytes(profile.total_bytes)} can stream"
+    yield "fixed", f"{format_bytes(profile.fixed_bytes)} never streams{unknown}"
+    yield (
+        "caps",
+        (
+            f"{format_bytes(profile.smallest_cap)} is the smallest, with"
+            f" {format_bytes(profile.largest_cap)} everything stays"
+        ),
+    )
+    yield "cap", f"{format_bytes(cap)}{'' if vram else ' (half of what can stream; --vram)'}"
+    copies = sum(not piece.resident for piece in plan.pieces)
+    yield "resident", f"{format_bytes(plan.resident_bytes)}"
+    yield "ring", f"{format_bytes(plan.ring_bytes)}"
+    yield "streamed", f"{format_bytes(plan.streamed_bytes)} per step in {copies} copies"
+    if profile.is_timed:
+        for line in _C.explain(plan, request).splitlines():
+            yield "", line
+
+
+def draw_curve(profile: Profile, path: Path) -> None:
+    """Draw the expected step over the cap.
+
+    Raises:
+        ConfigError: the profile holds no times.
+    """
+    if not profile.is_timed:
+        raise ConfigError(
+            "--picture needs a profile with times: run `blockswap demo`, or save"
+            " blockswap.profile.Profile.of(session) after a few steps"
+        )
+    points = profile.curve()
+    resident_cap, resident_ms = points[-1]
+    rows = [
+        {
+            "model": f"{profile.model}, expected on {profile.device}",
+            "engine": "blockswap",
+            "step_ms": step_ms,
+            "peak_allocated_bytes": cap,
+            "resident_ms": resident_ms,
+            "resident_peak_allocated_bytes": resident_cap,
+            "link_gb_per_s": profile.link_bytes_per_s / 1e9,
+        }
+        for cap, step_ms in points
+    ]
+    plot_frontier(rows, path)
