@@ -8,6 +8,7 @@ from types import CodeType, FrameType
 from torch import nn
 
 _MODULE_FILE = nn.Module.__getattr__.__code__.co_filename
+_DOORS_FILE = __file__.replace("callers.py", "hooks.py")
 # Functions of diffusers and transformers that ask a module's parameters for nothing but that.
 _METADATA_READERS = frozenset(
     {"get_parameter_dtype", "get_parameter_device", "get_first_parameter_dtype"}
@@ -28,10 +29,13 @@ def reads_metadata(code: CodeType) -> bool:
 
 
 def is_running(module: nn.Module) -> bool:
-    """Whether a call of the module is on this thread's stack."""
+    """Whether a call of the module, or of its forward in front of which ours stands, is running."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is module:
+        name, variables = frame.f_code.co_name, frame.f_locals
+        if name == "_call_impl" and variables.get("self") is module:
+            return True
+        if frame.f_code.co_filename == _DOORS_FILE and variables.get("module") is module:
             return True
         frame = frame.f_back
     return False

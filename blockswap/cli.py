@@ -76,9 +76,11 @@ def plan(
     With a profile, which `blockswap demo` and Profile.of(session) write, also how fast.
     """
     with _readable_errors(interrupted="nothing was written"):
-        from blockswap.planning import draw_curve, explain_plan, open_profile
+        from blockswap.planning import check_picture, draw_curve, explain_plan, open_profile
 
         profile = open_profile(model, dtype)
+        if picture is not None:
+            check_picture(profile, picture)
         for label, text in explain_plan(profile, vram):
             _say(label, text)
         if picture is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import weakref
 from collections.abc import Callable
 from threading import get_ident
@@ -13,6 +14,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from blockswap.binding import Gate, Unit, weights_of
+
+logger = logging.getLogger("blockswap")
 
 
 class Entrance(Protocol):
@@ -99,24 +102,27 @@ class _Door:
     def __init__(self, session: Entrance, model: nn.Module, module: nn.Module) -> None:
         gate, outermost = session.gate, weakref.ref(model)
         self._module = module
-        self._had = module.__dict__.get("forward")  # put there by another tool
-        original = module.forward
-        owner = weakref.ref(module)
+        self._had = had = module.__dict__.get("forward")  # put there by another tool
         self._is_removed = is_removed = [False]
 
-        @functools.wraps(original)
+        @functools.wraps(module.forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
+            # Looked up at each call: tools exchange the class of a module, or its class's forward.
+            original = had or functools.partial(type(module).forward, module)
             if torch.compiler.is_compiling() or is_removed[0]:
                 return original(*args, **kwargs)
-            root, module = gate.root, owner()
+            root = gate.root
             inside = root is not None and root is not module and root is outermost()
-            if module is None or (inside and gate.owner == get_ident()):
+            if inside and gate.owner == get_ident():
                 return original(*args, **kwargs)
             session.enter(module, args, kwargs)
             try:
                 output = original(*args, **kwargs)
             except Exception:
-                session.leave(module, completed=False)
+                try:
+                    session.leave(module, completed=False)
+                except Exception:
+                    logger.exception("%s failed, and closing it, too", type(module).__name__)
                 raise
             except BaseException:
                 session.abort()

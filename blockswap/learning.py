@@ -3,7 +3,8 @@
     trace   one step, every leaf streamed in declared order: the order in which leaves run
     time    two steps, every leaf streamed in that order: compute time per leaf, free of the host's
             own time, since the device waits for the link
-    settle  steps under the first plan: its real times, the clocks under load and the host's own
+    settle  steps under the first plan: its real times, the clocks under load and the host's own;
+            one of them is not measured piece by piece, to tell what measuring costs
     ready   the plan made from those; predictions are fixed from here on
 
 Pure: nothing here touches a device.

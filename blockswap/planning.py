@@ -13,6 +13,24 @@ from blockswap.plot import plot_frontier
 from blockswap.profile import Profile
 from blockswap.sizes import format_bytes, parse_size
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def check_picture(profile: Profile, path: Path) -> None:
+    """Refuse what could not be drawn, before anything is said.
+
+    Raises:
+        ConfigError: the profile holds no times, or the suffix names no picture.
+    """
+    if path.suffix not in PICTURES:
+        raise ConfigError(f"--picture {path}: the name must end in one of {', '.join(PICTURES)}")
+    if not profile.is_timed:
+        raise ConfigError(
+            "--picture needs a profile with times: run `blockswap demo`, or save"
+            " blockswap.profile.Profile.of(session) after a few steps"
+        )
+
 
 def open_profile(path: Path, dtype: str) -> Profile:
     """Return the profile in a file, or the outline of the model in a folder.
@@ -24,10 +42,9 @@ def open_profile(path: Path, dtype: str) -> Profile:
         return Profile.load(path)
     from blockswap.outline import outline
 
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise ConfigError(f"--dtype {dtype!r}: float32, float16 or bfloat16")
-    return outline(path, kind)
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype!r}: one of {', '.join(DTYPES)}")
+    return outline(path, DTYPES[dtype])
 
 
 def explain_plan(profile: Profile, vram: str | None) -> Iterator[tuple[str, str]]:
@@ -62,16 +79,7 @@ def explain_plan(profile: Profile, vram: str | None) -> Iterator[tuple[str, str]
 
 
 def draw_curve(profile: Profile, path: Path) -> None:
-    """Draw the expected step over the cap.
-
-    Raises:
-        ConfigError: the profile holds no times.
-    """
-    if not profile.is_timed:
-        raise ConfigError(
-            "--picture needs a profile with times: run `blockswap demo`, or save"
-            " blockswap.profile.Profile.of(session) after a few steps"
-        )
+    """Draw the expected step over the cap; `check_picture` has passed."""
     points = profile.curve()
     resident_cap, resident_ms = points[-1]
     rows = [

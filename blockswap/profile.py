@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic import ValidationError as _Invalid
 
 from blockswap import _C
@@ -23,12 +23,16 @@ SCHEMA = 1
 class ProfiledLeaf(BaseModel):
     """A leaf module: where it stands, its image, and what it costs device and host."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     name: str
     block: int
     bytes: PositiveInt
     seconds: NonNegativeFloat
     host_seconds: NonNegativeFloat
+
+
+class _Version(BaseModel):
+    schema_version: int = SCHEMA
 
 
 class Profile(BaseModel):
@@ -44,12 +48,12 @@ class Profile(BaseModel):
         link_bytes_per_s: of one pinned copy after the other.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     schema_version: int = SCHEMA
     model: str
     device: str
     blocks: list[tuple[str, str]]
-    leaves: list[ProfiledLeaf]
+    leaves: list[ProfiledLeaf] = Field(min_length=1)
     fixed_bytes: int
     link_bytes_per_s: PositiveFloat
     head_seconds: NonNegativeFloat = 0.0
@@ -102,18 +106,20 @@ class Profile(BaseModel):
         Raises:
             ConfigError: the file is no profile, or of a newer blockswap.
         """
+        content = Path(path).read_bytes()
         try:
-            profile = cls.model_validate_json(Path(path).read_bytes())
+            version = _Version.model_validate_json(content).schema_version
+            if version > SCHEMA:
+                raise ConfigError(
+                    f"{path} has schema {version}, this blockswap reads {SCHEMA}: record it anew or"
+                    " install a newer blockswap"
+                )
+            profile = cls.model_validate_json(content)
         except _Invalid as error:
             first: Any = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the whole file"
             text = f"{path} is no profile of blockswap: {where}: {first['msg']}"
             raise ConfigError(text) from None
-        if profile.schema_version > SCHEMA:
-            raise ConfigError(
-                f"{path} has schema {profile.schema_version}, this blockswap reads {SCHEMA}:"
-                " record it anew or install a newer blockswap"
-            )
         if any(not 0 <= leaf.block < len(profile.blocks) for leaf in profile.leaves):
             raise ConfigError(f"{path} is no profile of blockswap: a leaf names a missing block")
         return profile

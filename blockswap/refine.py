@@ -62,7 +62,9 @@ def refine(
                 _scale(learned.seconds, leaves, max(0.0, seconds))
             _scale(learned.host_seconds, leaves, issue)
         elif index == 0:
-            learned.head_seconds, learned.head_host_seconds = gap.seconds, issue
+            learned.head_host_seconds = issue
+            if not is_late or gap.seconds < learned.head_seconds:
+                learned.head_seconds = gap.seconds
 
 
 @dataclass(frozen=True)

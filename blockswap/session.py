@@ -153,11 +153,12 @@ class Session:
             self.gate.owner = threading.get_ident()
             self.gate.root, self.gate.live, self.gate.running = module, -1, None
             self._state.begin_step()
+            self._stop_autocast_cache()
+            self.gate.is_open = True
         except BaseException:
+            self.gate.owner, self.gate.root = 0, None
             self._inside.release()
             raise
-        self._stop_autocast_cache()
-        self.gate.is_open = True
 
     def leave(self, module: nn.Module, completed: bool = True) -> None:
         """Close the gate if ``module`` opened it.

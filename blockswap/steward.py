@@ -52,15 +52,14 @@ class Steward:
         self.runs: list[int] = []
         self.link_bytes_per_s = 0.0
         self.notes: list[str] = []
-        self.steps = 0
-        self.mispredicted = self.refetched = 0
+        self.request: _C.PlanRequest
+        self.steps = self.mispredicted = self.refetched = 0
         self._learned: dict[Hashable, Learned] = {}
         self._key: Hashable = None
-        self._completed = False
-        self._seen = 0  # mispredictions so far
-        self._usually_missed: int | None = None  # of them in a step under the installed plan
-        self._steps_of_plan = 0
-        self._is_vacated = False
+        self._seen = self._steps_of_plan = 0  # mispredictions so far; steps under the plan
+        self._usually_missed: int | None = None  # mispredictions in a step under the plan
+        self._completed = self._is_vacated = False
+        self._is_alone = False  # a block runs outside its model's forward
 
     @property
     def learned(self) -> Learned:
@@ -88,8 +87,7 @@ class Steward:
         )
         self._room: int | None = None
         self._cap = state.config.vram_bytes
-        if self._cap is None:
-            self._available = state.memory.available_bytes()
+        self._available = state.memory.available_bytes() if self._cap is None else None
         if self._cap is not None:
             self._room = max(0, self._cap - state.memory.allocated_bytes())
         self._measure_link()
@@ -139,12 +137,15 @@ class Steward:
         Raises:
             CapError: the cap cannot hold this shape's activations.
         """
+        if self._completed and self._key is not None:
+            self._advance(self.learned)
+        self._is_alone = key is None
         if key is None:
+            self._completed = False
+            self.state.engine.measure(False)
             if self._is_vacated:
                 self._stream(self.order)
             return
-        if self._completed and self._key is not None:
-            self._advance(self.learned)
         if key != self._key or self._is_vacated:
             self._switch(key)
         self._completed = False
@@ -162,8 +163,8 @@ class Steward:
 
     def after_step(self, completed: bool) -> None:
         """Note the end of a step; one that failed teaches nothing."""
-        self._completed = completed
         self.steps += 1
+        self._completed = completed = completed and not self._is_alone
         if completed and self._key is not None and not self.is_ready:
             pool = self.state.pool.bytes if self.state.memory.counts_pool else 0
             peak = self.state.memory.peak_bytes() - pool
@@ -238,6 +239,7 @@ class Steward:
         _C.predict(self.plan, request)
         if plan.predicted_seconds < WORTH_INSTALLING * self.plan.predicted_seconds:
             self._install(plan, request, learned.order)
+        self.request = request
         learned.plan, learned.request = self.plan, request
 
     def _watch_order(self, learned: Learned) -> None:
@@ -308,8 +310,6 @@ class Steward:
         self._steps_of_plan = 0
         self._is_vacated = False
         self._on_install()
-
-    # Telling -------------------------------------------------------------------------------------
 
     def timeline(self) -> Timeline | None:
         """Return the last step's timeline."""

@@ -78,7 +78,7 @@ class Engine {
   // Waits for all copies; forgets the plan. Safe to call twice.
   void stop();
 
-  // Measures steps from the next one on, or stops: three more events per piece and step. The copies
+  // Measures steps from the next one on, or stops: five more events per piece and step. The copies
   // of a step's first pieces are known when the step before was measured, too.
   void measure(bool on) { measures_ = on; }
   void begin_step(Device::Stream compute);

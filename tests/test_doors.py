@@ -9,6 +9,8 @@ import torch
 from session_models import assert_same, attach, make_input, make_pair
 from torch import nn
 
+from blockswap.errors import UseError
+
 X = make_input()
 
 
@@ -57,7 +59,6 @@ def test_a_block_called_alone_runs_right_at_any_time() -> None:
         for _ in range(9):
             assert torch.equal(model.blocks[1](X), expected)
             model(X)
-            assert model.blocks[1].up.weight.device.type == "cpu"
 
 
 def test_a_model_called_while_an_exception_is_handled_learns_all_the_same() -> None:
@@ -69,3 +70,79 @@ def test_a_model_called_while_an_exception_is_handled_learns_all_the_same() -> N
         assert_same(model, right, X, 9)
     assert session.state == "ready"
     session.detach()
+
+
+def test_a_block_called_alone_teaches_nothing() -> None:
+    (model, right), (control, _) = make_pair(), make_pair()
+    with (
+        torch.no_grad(),
+        attach(model, offload="1GB") as session,
+        attach(control, offload="1GB") as quiet,
+    ):
+        for _ in range(9):
+            control(X)
+            model(X)
+            seen, expected = session._steward.learned, quiet._steward.learned
+            assert (seen.stage, seen.steps) == (expected.stage, expected.steps)
+            model.blocks[1](X)
+        assert session.state == "ready"
+        assert {count for _, count in seen.runs.values()} == {1}
+        assert_same(model, right, X)
+
+
+def test_a_class_exchanged_after_attach_counts() -> None:
+    model, right = make_pair()
+
+    class Doubled(type(model.blocks[2])):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    with attach(model, offload="1GB"):
+        model(X)
+        for each in (model, right):
+            each.blocks[2].__class__ = Doubled
+        assert_same(model, right, X, 9)
+
+
+def test_a_start_that_failed_leaves_the_gate_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, right = make_pair()
+    with attach(model, offload="1GB") as session:
+        model(X)
+        monkeypatch.setattr(session._state, "begin_step", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(X)
+        monkeypatch.undo()
+        assert session.gate.root is None
+        assert torch.equal(model.blocks[1](X), right.blocks[1](X))
+        assert_same(model, right, X)
+
+
+def test_pausing_inside_a_forward_that_was_called_directly_is_refused() -> None:
+    model, right = make_pair()
+    refused: list[str] = []
+
+    def pause(*_: object) -> None:
+        with pytest.raises(UseError, match="a forward runs"):
+            session.pause()
+        refused.append("yes")
+
+    with attach(model, offload="1GB") as session:
+        handle = model.blocks[1].register_forward_pre_hook(pause)
+        assert torch.equal(model.forward(X), right(X))
+        handle.remove()
+    assert refused == ["yes"]
+
+
+def test_the_forwards_own_error_is_the_one_that_is_raised() -> None:
+    model, right = make_pair()
+
+    def spoil(*_: object) -> None:
+        model.blocks[0].up.weight.data.add_(1)  # an edit during a forward is an error, too
+        raise torch.OutOfMemoryError("from a test")
+
+    with attach(model, offload="1GB"):
+        handle = model.blocks[3].register_forward_pre_hook(spoil)
+        with pytest.raises(torch.OutOfMemoryError):
+            model(X)
+        handle.remove()
+    assert right is not model

@@ -139,3 +139,11 @@ def test_the_last_step_whose_host_began_cold_does_not_count_beside_others() -> N
     warm = step([(0, 0.0, 0.0, 0.0), (1, 5 * MS, 5 * MS, 5 * MS)], 10 * MS, 10 * MS)
     cold = step([(0, 0.0, 0.0, 0.0), (1, 7 * MS, 7 * MS, 7 * MS)], 14 * MS, 14 * MS)
     assert learn([warm, cold], [1 * MS, 1 * MS]).host_seconds[0] == pytest.approx(5 * MS)
+
+
+def test_a_head_that_waited_for_the_host_keeps_its_own_time() -> None:
+    sample = step(
+        [(0, 20 * MS, 20 * MS, 20 * MS), (1, 25 * MS, 25 * MS, 25 * MS)], 30 * MS, 30 * MS
+    )
+    learned = learn([sample], [1 * MS, 1 * MS], head_seconds=0.2 * MS)
+    assert (learned.head_seconds, learned.head_host_seconds) == pytest.approx((0.2 * MS, 20 * MS))

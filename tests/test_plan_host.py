@@ -42,8 +42,8 @@ def test_the_step_is_never_shorter_than_the_host_needs():
     assert "The host sets the pace" in plan.reason
 
 
-def test_a_late_host_delays_a_leaf_although_the_step_has_time_left():
-    # Leaf 1 computes in no time once it is issued, 8 ms into the step; the rest hides behind it.
+def test_a_host_that_is_late_in_a_step_runs_ahead_where_the_step_has_time_left():
+    # Leaf a needs 8 ms to issue and 1 ms to compute, leaf b the other way round.
     leaves = [
         _C.Leaf(name="a", bytes=256, seconds=1e-3, host_seconds=8e-3, block=0),
         _C.Leaf(name="b", bytes=256, seconds=9e-3, host_seconds=0.0, block=0),

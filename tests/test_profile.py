@@ -51,9 +51,9 @@ def folder(tmp_path_factory):
 def test_a_profile_holds_what_the_session_planned_with():
     session: Session = attach_ready(make_stack(), X, offload="4MiB")
     profile = Profile.of(session)
-    request = session._steward.request
-    assert [leaf.name for leaf in profile.leaves] == [leaf.name for leaf in request.leaves]
-    assert [leaf.seconds for leaf in profile.leaves] == [leaf.seconds for leaf in request.leaves]
+    learned, units = session._steward.learned, session._state.units
+    assert [leaf.name for leaf in profile.leaves] == [units[i].name for i in learned.order]
+    assert [leaf.seconds for leaf in profile.leaves] == [learned.seconds[i] for i in learned.order]
     assert profile.link_bytes_per_s == session._steward.link_bytes_per_s
     session.detach()
 
@@ -95,7 +95,15 @@ def test_a_cap_below_the_smallest_plan_is_refused_with_both_numbers(profile):
         (lambda text: text[: len(text) // 2], "no profile"),
         (lambda text: "[]", "no profile"),
         (lambda text: text.replace('"seconds": ', '"seconds": -', 1), "seconds"),
-        (lambda text: text.replace('"schema_version": 1', '"schema_version": 9'), "schema 9"),
+        (
+            lambda text: text.replace('"schema_version": 1', '"new": 0, "schema_version": 9'),
+            "schema 9",
+        ),
+        (lambda text: json.dumps(json.loads(text) | {"leaves": []}), "leaves"),
+        (
+            lambda text: text.replace('"head_seconds": ', '"head_seconds": 1e999, "x": '),
+            "head_seconds",
+        ),
         (lambda text: text.replace('"block": 0', '"block": 77', 1), "missing block"),
     ],
 )
@@ -155,5 +163,7 @@ def test_what_cannot_be_planned_is_refused_in_one_line(folder, tmp_path, saved):
     assert_refused(run(folder, "--dtype", "int8"), "int8")
     assert_refused(run(folder, "--vram", "plenty"), "plenty")
     assert_refused(run(saved, "--vram", "1KiB"), "smallest plan")
+    assert_refused(run(folder, "--dtype", "float8_e4m3fn"), "float8_e4m3fn")
+    assert_refused(run(saved, "--picture", tmp_path / "x.txt"), ".png")
     assert_refused(run(folder, "--picture", tmp_path / "x.png"), "profile with times")
     assert not (tmp_path / "x.png").exists()
