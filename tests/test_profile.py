@@ -81,7 +81,7 @@ def test_the_curve_leads_from_the_smallest_cap_to_everything_resident(profile):
     plan, _ = profile.plan(profile.largest_cap)
     assert plan.streamed_bytes == 0
     assert curve[-1][1] == 1e3 * plan.predicted_seconds
-    assert all(step_ms >= curve[-1][1] for _, step_ms in curve)
+    assert all(step_ms >= curve[-1][1] * (1 - 1e-9) for _, step_ms in curve)
 
 
 def test_a_cap_below_the_smallest_plan_is_refused_with_both_numbers(profile):
