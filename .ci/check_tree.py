@@ -56,6 +56,7 @@ PURE = {
     "climb",
     "cut",
     "cycle",
+    "cycle_replay",
     "explain",
     "host_pace",
     "search",

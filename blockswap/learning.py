@@ -47,6 +47,7 @@ class Learned:
         order: leaf numbers in the order in which they run; leaves that do not run are missing.
         runs: per leaf, the number of its last run among all runs of a step, and how many it has.
         seconds: per leaf, compute from its start to the start of the next one.
+        tails: per leaf, the share of that which follows its own forward.
         head_seconds: compute before the first leaf.
         host_seconds, head_host_seconds: the host's time to issue them.
         host_seconds_per_copy: its time for one streamed piece.
@@ -61,6 +62,7 @@ class Learned:
     order: list[int] = field(default_factory=list)
     runs: dict[int, tuple[int, int]] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
+    tails: dict[int, float] = field(default_factory=dict)
     head_seconds: float = 0.0
     host_seconds: dict[int, float] = field(default_factory=dict)
     head_host_seconds: float = 0.0
@@ -123,7 +125,10 @@ def take_times(
     for span, end in zip(spans, ends, strict=True):
         leaf = leaf_of_piece[span.piece][0]
         seconds = max(0.0, end - span.wait_end)
-        learned.seconds[leaf] = _shorter(learned.seconds.get(leaf, 0.0), seconds)
+        known = learned.seconds.get(leaf, 0.0)
+        if seconds > 0 and (known == 0 or seconds < known):
+            learned.seconds[leaf] = seconds
+            learned.tails[leaf] = min(1.0, max(0.0, end - span.run_end) / seconds)
 
 
 def copy_speed(times: _C.StepTimes, piece_bytes: Sequence[int], seconds_per_copy: float) -> float:

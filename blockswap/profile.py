@@ -28,6 +28,7 @@ class ProfiledLeaf(BaseModel):
     block: int
     bytes: PositiveInt
     seconds: NonNegativeFloat
+    tail_seconds: NonNegativeFloat = 0.0
     host_seconds: NonNegativeFloat
 
 
@@ -79,6 +80,7 @@ class Profile(BaseModel):
                 block=leaf.block,
                 bytes=leaf.bytes,
                 seconds=leaf.seconds,
+                tail_seconds=leaf.tail_seconds,
                 host_seconds=leaf.host_seconds,
             )
             for leaf in steward.request.leaves

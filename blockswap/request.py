@@ -161,6 +161,7 @@ class Requests:
         request.host_seconds = learned.head_host_seconds
         request.host_seconds_per_copy = learned.host_seconds_per_copy
         leaves = []
+        seconds = learned.seconds
         before: int | None = None
         for index in learned.order:
             leaf = self._leaves.streamable[index]
@@ -168,7 +169,8 @@ class Requests:
                 _C.Leaf(
                     name=leaf.name,
                     bytes=self._image_bytes[index],
-                    seconds=learned.seconds.get(index, 0.0),
+                    seconds=seconds.get(index, 0.0),
+                    tail_seconds=seconds.get(index, 0.0) * learned.tails.get(index, 0.0),
                     host_seconds=learned.host_seconds.get(index, 0.0),
                     block=leaf.block,
                     priority=self._priority(leaf.name, index in (pinned or ())),

@@ -135,6 +135,7 @@ std::vector<Piece> cut_pieces(const PlanRequest& request, int64_t target_bytes,
     piece.end_leaf = static_cast<int32_t>(l) + 1;
     piece.bytes += leaf.bytes;
     piece.seconds += leaf.seconds;
+    piece.tail_seconds = leaf.tail_seconds;
   }
   return pieces;
 }

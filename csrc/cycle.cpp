@@ -5,11 +5,18 @@
 #include <limits>
 
 namespace blockswap {
+namespace {
+
+// Of the measured time: plans are judged with such a host, too (search.cpp).
+constexpr double kFasterHost = 0.7;
+
+}  // namespace
 
 Cycle::Cycle(const std::vector<Piece>& pieces, const PlanRequest& request)
     : lookahead_(request.lookahead),
       head_seconds_(request.head_seconds),
-      pace_(host_pace(pieces, request)) {
+      measured_{host_pace(pieces, request), {}, {}},
+      faster_{host_pace(pieces, request, kFasterHost), {}, {}} {
   const Link& link = request.link;
   pieces_.reserve(pieces.size());
   std::vector<int32_t> visit(request.leaves.size(), 0);
@@ -20,7 +27,7 @@ Cycle::Cycle(const std::vector<Piece>& pieces, const PlanRequest& request)
   compute_seconds_ = head_seconds_;
   for (const Piece& piece : pieces) {
     pieces_.push_back(
-        {piece.bytes, piece.seconds,
+        {piece.bytes, piece.seconds, piece.tail_seconds,
          static_cast<double>(piece.bytes) / link.bytes_per_second + link.seconds_per_copy,
          visit[piece.first_leaf], visit[piece.end_leaf - 1]});
     compute_seconds_ += piece.seconds;
@@ -28,7 +35,11 @@ Cycle::Cycle(const std::vector<Piece>& pieces, const PlanRequest& request)
   const size_t n = pieces.size();
   for (auto* v : {&index_, &after_}) v->resize(n);
   for (auto* v : {&bytes_, &offset_}) v->resize(n);
-  for (auto* v : {&gap_, &own_, &copy_, &release_, &gap_over_, &own_over_}) v->resize(n);
+  for (auto* v : {&gap_, &own_, &tail_, &copy_, &release_}) v->resize(n);
+  for (Issue* issue : {&measured_, &faster_}) {
+    issue->gap_over.resize(n);
+    issue->own_over.resize(n);
+  }
   profile_.reserve(2 * n);
   next_profile_.reserve(2 * n);
   lap_first_.reserve(n);
@@ -39,29 +50,27 @@ void Cycle::select(const std::vector<char>& resident) {
   num_streamed_ = 0;
   streamed_bytes_ = largest_bytes_ = ring_bytes_ = 0;
   copy_seconds_ = 0.0;
-  double gap = head_seconds_, over = pace_.head;
+  double gap = head_seconds_;
   for (size_t p = 0; p < pieces_.size(); ++p) {
     const Cost& piece = pieces_[p];
     if (resident[p]) {
       gap += piece.own;
-      over = std::max(over + piece.own, pace_.over[p] + pace_.seconds_per_copy * num_streamed_);
       continue;
     }
     const int i = num_streamed_++;
     index_[i] = static_cast<int>(p);
     bytes_[i] = piece.bytes;
     gap_[i] = gap;
-    gap_over_[i] = over;
     own_[i] = piece.own;
+    tail_[i] = piece.tail;
     copy_[i] = piece.copy;
     streamed_bytes_ += piece.bytes;
     largest_bytes_ = std::max(largest_bytes_, piece.bytes);
     copy_seconds_ += piece.copy;
-    own_over_[i] = over = pace_.over[p] + pace_.seconds_per_copy * num_streamed_;
     gap = 0.0;
   }
-  tail_seconds_ = gap;
-  tail_over_ = over;
+  last_gap_ = gap;
+  for (Issue* issue : {&measured_, &faster_}) select(resident, *issue);
   work_ += static_cast<int64_t>(pieces_.size()) / 2 + 20;
 }
 
@@ -268,36 +277,6 @@ void Cycle::limit_lookahead() {
     const int last = std::max(slot, last_visit(sequence) < from ? sequence : i - n);
     after_[i] = last < 0 ? last + n : last;
   }
-}
-
-double Cycle::replay(int max_steps, double slowdown) {
-  if (num_streamed_ == 0) return std::max(compute_seconds_, host_seconds());
-  if (lookahead_ == 0) {
-    return std::max(compute_seconds_ + copy_seconds_ * slowdown, host_seconds());
-  }
-  const int n = num_streamed_;
-  std::fill(release_.begin(), release_.begin() + n, 0.0);
-  // No schedule is faster than either; a slow drain of fetched-ahead bytes may take many steps.
-  const double floor = std::max({compute_seconds_, copy_seconds_ * slowdown, host_seconds()});
-  double run = 0.0, link = 0.0, step = 0.0, host = 0.0;
-  for (int s = 0; s < max_steps; ++s) {
-    const double run_before = run, link_before = link;
-    for (int i = 0; i < n; ++i) {
-      // release_ still holds the step before for this position and those after it.
-      link = std::max(link, release_[after_[i]]) + copy_[i] * slowdown;
-      run = std::max({run + gap_[i], host + gap_over_[i], link});
-      run = std::max(run + own_[i], host + own_over_[i]);
-      release_[i] = run;
-    }
-    run = std::max(run + tail_seconds_, host + tail_over_);
-    host += host_seconds();
-    step = run - run_before;
-    work_ += n;
-    const double tolerance = 1e-6 * step;
-    if (s > 0 && std::fabs(link - link_before - step) <= tolerance) break;
-    if (s > 0 && step <= floor + tolerance) break;
-  }
-  return std::max(step, floor);
 }
 
 }  // namespace blockswap

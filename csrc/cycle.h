@@ -38,8 +38,9 @@ class Cycle {
   // Takes the slots that the selected pieces have already, and finds their last users.
   void keep_slots(const std::vector<Piece>& pieces);
 
+  enum class Host { kMeasured, kFaster };
   // Seconds of one step after at most `max_steps` steps, every copy `slowdown` times as long.
-  double replay(int max_steps, double slowdown = 1.0);
+  double replay(int max_steps, double slowdown = 1.0, Host host = Host::kMeasured);
 
   int num_streamed() const { return num_streamed_; }
   int64_t streamed_bytes() const { return streamed_bytes_; }
@@ -47,7 +48,7 @@ class Cycle {
   int64_t ring_bytes() const { return ring_bytes_; }  // end of the last slot
   double copy_seconds() const { return copy_seconds_; }
   double compute_seconds() const { return compute_seconds_; }
-  double host_seconds() const { return pace_.step_with(num_streamed_); }
+  double host_seconds(Host host) const { return issue_of(host).pace.step_with(num_streamed_); }
   int piece_index(int position) const { return index_[position]; }
   int64_t offset(int position) const { return offset_[position]; }
   // Position whose release the fetch waits for (its last occurrence before this position).
@@ -70,7 +71,8 @@ class Cycle {
 
   struct Cost {
     int64_t bytes;
-    double own;  // compute of the piece
+    double own;   // compute of the piece
+    double tail;  // of which after its release
     double copy;
     int32_t first_visit;  // block visits, counted in the order in which blocks run
     int32_t last_visit;
@@ -80,18 +82,23 @@ class Cycle {
   int32_t lookahead_;
   double head_seconds_;
   double compute_seconds_ = 0.0;
-  HostPace pace_;
 
   int num_streamed_ = 0;
   int64_t streamed_bytes_ = 0, largest_bytes_ = 0, ring_bytes_ = 0;
-  double copy_seconds_ = 0.0, tail_seconds_ = 0.0;
+  double copy_seconds_ = 0.0, last_gap_ = 0.0;
   std::vector<int> index_, after_;
   std::vector<int64_t> bytes_, offset_;
-  std::vector<double> gap_, own_, copy_, release_;
+  std::vector<double> gap_, own_, tail_, copy_, release_;
   // When, seconds from the host's begin of the step, the gap before a piece, the piece and what
   // follows the last one can be over at the earliest: see HostPace.
-  std::vector<double> gap_over_, own_over_;
-  double tail_over_ = 0.0;
+  struct Issue {
+    HostPace pace;
+    std::vector<double> gap_over, own_over;
+    double last_gap_over = 0.0;
+  };
+  void select(const std::vector<char>& resident, Issue& issue) const;
+  Issue measured_, faster_;
+  const Issue& issue_of(Host host) const { return host == Host::kMeasured ? measured_ : faster_; }
   struct Range {
     int64_t end;   // it begins where the range before it ends
     int sequence;  // of its last user: position in lap order, minus num_streamed a step earlier

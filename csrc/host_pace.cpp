@@ -4,9 +4,9 @@
 
 namespace blockswap {
 
-HostPace host_pace(const std::vector<Piece>& pieces, const PlanRequest& request) {
+HostPace host_pace(const std::vector<Piece>& pieces, const PlanRequest& request, double share) {
   HostPace pace;
-  pace.head = request.host_seconds;
+  pace.head = share * request.host_seconds;
   pace.seconds_per_copy = request.host_seconds_per_copy;
   pace.over.reserve(pieces.size());
   double issued = pace.head;
@@ -14,7 +14,7 @@ HostPace host_pace(const std::vector<Piece>& pieces, const PlanRequest& request)
     double over = issued;
     for (int32_t l = piece.first_leaf; l < piece.end_leaf; ++l) {
       const Leaf& leaf = request.leaves[l];
-      issued += leaf.host_seconds;
+      issued += share * leaf.host_seconds;
       over = std::max(over + leaf.seconds, issued);
     }
     pace.over.push_back(over);

@@ -19,6 +19,8 @@ struct HostPace {
   double step_with(int copies) const { return step + seconds_per_copy * copies; }
 };
 
-HostPace host_pace(const std::vector<Piece>& pieces, const PlanRequest& request);
+// Of a host that needs `share` of the measured time for the model's own work.
+HostPace host_pace(const std::vector<Piece>& pieces, const PlanRequest& request,
+                   double share = 1.0);
 
 }  // namespace blockswap

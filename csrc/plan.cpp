@@ -30,9 +30,13 @@ void check_request(const PlanRequest& request) {
       fail("leaf " + leaf.name + " has " + std::to_string(leaf.bytes) +
            " bytes: an image is a positive multiple of " + std::to_string(kAlignment));
     }
-    if (!(leaf.seconds >= 0.0) || !std::isfinite(leaf.seconds) || !(leaf.host_seconds >= 0.0) ||
-        !std::isfinite(leaf.host_seconds)) {
-      fail("leaf " + leaf.name + " has a negative or infinite time");
+    for (const double seconds : {leaf.seconds, leaf.tail_seconds, leaf.host_seconds}) {
+      if (!(seconds >= 0.0) || !std::isfinite(seconds)) {
+        fail("leaf " + leaf.name + " has a negative or infinite time");
+      }
+    }
+    if (leaf.tail_seconds > leaf.seconds) {
+      fail("leaf " + leaf.name + " has a tail longer than itself");
     }
     if (leaf.block < 0 || leaf.block >= static_cast<int32_t>(request.blocks.size())) {
       fail("leaf " + leaf.name + " names block " + std::to_string(leaf.block) + " of " +
@@ -170,6 +174,7 @@ void predict(Plan& plan, const PlanRequest& request) {
     piece.seconds = 0.0;
     for (int32_t l = piece.first_leaf; l < piece.end_leaf; ++l) {
       piece.seconds += request.leaves[l].seconds;
+      piece.tail_seconds = request.leaves[l].tail_seconds;
     }
     plan.compute_seconds += piece.seconds;
     copies += piece.resident ? 0 : 1;

@@ -17,10 +17,13 @@ constexpr int32_t kNoPriority = -1;     // a leaf's priority: the planner decide
 // One leaf module (or a module that cannot be cut) in the order in which the model runs it.
 struct Leaf {
   std::string name;
-  int64_t bytes = 0;          // of its image: multiple of kAlignment
-  double seconds = 0.0;       // compute from the start of this leaf to the start of the next one
-  double host_seconds = 0.0;  // the host's time to issue that; 0 = never in the way
-  int32_t block = 0;          // index into PlanRequest::blocks
+  int64_t bytes = 0;     // of its image: multiple of kAlignment
+  double seconds = 0.0;  // compute from the start of this leaf to the start of the next one
+  // The end of `seconds` that follows the leaf's own forward (attention behind to_v, an activation
+  // behind a projection): its bytes may be overwritten by then.
+  double tail_seconds = 0.0;
+  double host_seconds = 0.0;       // the host's time to issue that; 0 = never in the way
+  int32_t block = 0;               // index into PlanRequest::blocks
   int32_t priority = kNoPriority;  // kPinned, or 0 = first to stream, larger = kept longer
   // Its image does not lie right behind the one before: no piece holds both, so that each piece is
   // one copy.
@@ -61,7 +64,8 @@ struct Piece {
   int32_t first_leaf = 0;
   int32_t end_leaf = 0;
   int64_t bytes = 0;
-  double seconds = 0.0;  // compute from its first leaf to the next piece's first leaf
+  double seconds = 0.0;       // compute from its first leaf to the next piece's first leaf
+  double tail_seconds = 0.0;  // its last leaf's: the piece is released before that
   bool resident = false;
   int64_t slot_offset = -1;  // byte offset in the ring; -1 for residents
   // Its fetch may be enqueued once this piece was released (index into Plan::pieces), in the same

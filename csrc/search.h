@@ -69,7 +69,8 @@ class Search {
   int64_t total_bytes_ = 0;
   int64_t fixed_bytes_ = 0;  // residents that are settled
   int64_t movable_bytes_ = 0;
-  double floor_seconds_ = 0.0;
+  bool host_matters_ = false;  // then plans are judged under a faster host, too
+  double floor_seconds_ = 0.0, faster_floor_seconds_ = 0.0;
   std::vector<Choice> starts_;  // the best of the sweep, best first
   Choice best_;
   uint64_t random_state_ = 0x9e3779b97f4a7c15ull;

@@ -63,7 +63,7 @@ Simulation simulate(const Plan& plan, const PlanRequest& request) {
       seen.stall_seconds = begin - run;
       result.stall_seconds += seen.stall_seconds;
       run = std::max(begin + piece.seconds, host + pace.over[i]);
-      release[i] = run;
+      release[i] = std::max(begin, run - piece.tail_seconds);
       seen.run_begin = begin - step_begin;
       seen.run_end = run - step_begin;
     }

@@ -77,6 +77,7 @@ class Replay(NamedTuple):
     copy_end: dict
     run_begin: dict
     run_end: dict
+    released: dict
     step_seconds: float
 
 
@@ -91,6 +92,7 @@ def replay(plan, request, *, steps: int = 40, honour_after: bool = True) -> Repl
     pieces, leaves = plan.pieces, request.leaves
     streamed = [i for i, piece in enumerate(pieces) if not piece.resident]
     copy_begin, copy_end, run_begin, run_end = {}, {}, {}, {}
+    released: dict = {}
     queue = [(s, i) for s in range(steps) for i in streamed]
     fetched = 0
     link_free = now = host = 0.0
@@ -116,17 +118,17 @@ def replay(plan, request, *, steps: int = 40, honour_after: bool = True) -> Repl
             key = (step if after < i else step - 1, after)
             if key[0] < 0:
                 return 0.0
-            moment = run_end.get(key)
+            moment = released.get(key)
             if moment is None:
                 return None
             for s, j in last_users(step, i):
-                assert run_end.get((s, j), moment + 1) <= moment, (
+                assert released.get((s, j), moment + 1) <= moment, (
                     f"step {step}: the copy of piece {i} into "
                     f"[{pieces[i].slot_offset}, {pieces[i].slot_offset + pieces[i].bytes}) may "
                     f"start before piece {j} of step {s} at {pieces[j].slot_offset} has run"
                 )
             return moment
-        moments = [run_end.get(key) for key in last_users(step, i)]
+        moments = [released.get(key) for key in last_users(step, i)]
         return None if None in moments else max(moments, default=0.0)
 
     for step in range(steps):
@@ -156,10 +158,13 @@ def replay(plan, request, *, steps: int = 40, honour_after: bool = True) -> Repl
                 host += leaf.host_seconds
                 now = max(now + leaf.seconds, host)  # no sooner over than issued
             run_end[step, i] = now
+            # Its bytes are free once its last leaf has run: what follows that leaf does not read them.
+            last = leaves[piece.end_leaf - 1]
+            released[step, i] = max(run_begin[step, i], now - last.tail_seconds)
         ends.append(now)
     period = min(12, steps - 1)
     seconds = (ends[-1] - ends[-1 - period]) / period if steps > 1 else ends[0]
-    return Replay(copy_begin, copy_end, run_begin, run_end, seconds)
+    return Replay(copy_begin, copy_end, run_begin, run_end, released, seconds)
 
 
 def random_list(seed: int, smallest: int, largest: int) -> PieceList:

@@ -74,6 +74,7 @@ def any_request(draw, max_leaves: int = 40):
     sizes = draw(st.lists(st.integers(1, 2000), min_size=n, max_size=n))
     times = draw(st.lists(st.sampled_from([0.0, 1e-6, 1e-5, 1e-4, 7e-4]), min_size=n, max_size=n))
     issue = draw(st.sampled_from([0.0, 0.0, 3e-6, 3e-5]))
+    tails = draw(st.lists(st.sampled_from([0.0, 0.0, 0.1, 0.9, 1.0]), min_size=n, max_size=n))
     priorities = draw(
         st.lists(
             st.sampled_from([_C.NO_PRIORITY] * 5 + [0, 1, 2, _C.PINNED]), min_size=n, max_size=n
@@ -87,6 +88,7 @@ def any_request(draw, max_leaves: int = 40):
             name=f"leaf{i}",
             bytes=256 * sizes[i],
             seconds=times[i],
+            tail_seconds=tails[i] * times[i],
             host_seconds=issue * (1 + i % 3),
             block=i // per_block,
             priority=priorities[i] if use_priorities else _C.NO_PRIORITY,

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from blockswap.learning import Learned, Stage
+from blockswap.learning import Learned, Stage, take_times
 from blockswap.refine import FAR_AHEAD_S, HOOKS_SHARE, refine
 
 MS = 1e-3
@@ -147,3 +147,15 @@ def test_a_head_that_waited_for_the_host_keeps_its_own_time() -> None:
     )
     learned = learn([sample], [1 * MS, 1 * MS], head_seconds=0.2 * MS)
     assert (learned.head_seconds, learned.head_host_seconds) == pytest.approx((0.2 * MS, 20 * MS))
+
+
+def test_what_follows_a_leafs_own_forward_is_its_tail():
+    # Leaf 0 begins at 1 ms, its own forward ends at 2 ms, attention follows until leaf 1 begins.
+    spans = [
+        SimpleNamespace(piece=0, wait_begin=1 * MS, wait_end=1 * MS, run_end=2 * MS),
+        SimpleNamespace(piece=1, wait_begin=5 * MS, wait_end=6 * MS, run_end=8 * MS),
+    ]
+    learned = Learned(order=[0, 1])
+    take_times(learned, SimpleNamespace(pieces=spans, step_seconds=8 * MS), [[0], [1]])
+    assert learned.seconds == pytest.approx({0: 4 * MS, 1: 2 * MS})
+    assert learned.tails == pytest.approx({0: 0.75, 1: 0.0})

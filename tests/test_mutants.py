@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["-std=c++20", "-O1", "-pthread", "-Icsrc"]
 # What tests/cpp/engine_test.cpp links.
-NAMES = "error host_pace plan cut slots search climb cycle simulate validate explain schedule engine engine_times"
+NAMES = "error host_pace plan cut slots search climb cycle cycle_replay simulate validate explain schedule engine engine_times"
 
 
 @dataclass(frozen=True)

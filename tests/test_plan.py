@@ -41,9 +41,9 @@ def test_no_range_is_refilled_before_its_piece_ran(request_):
     assume(plan is not None)
     seen = replay(plan, request_, steps=4)
     live = [
-        (seen.copy_begin[key], seen.run_end[key], key)
+        (seen.copy_begin[key], seen.released[key], key)
         for key in seen.copy_begin
-        if key in seen.run_end
+        if key in seen.released
     ]
     for begin, end, key in live:
         for other_begin, other_end, other in live:
@@ -356,6 +356,10 @@ def test_a_higher_priority_is_kept_as_long_as_anything_else_can_stream():
         (lambda r: setattr(r, "link", _C.Link(bytes_per_second=0.0)), "link"),
         (lambda r: setattr(r, "head_seconds", -1.0), "head"),
         (lambda r: setattr(r, "ring_bytes", -1), "negative"),
+        (
+            lambda r: setattr(r, "leaves", [_C.Leaf(name="x", bytes=256, tail_seconds=1.0)]),
+            "x has a tail longer",
+        ),
         (lambda r: setattr(r, "leaves", [_C.Leaf(name="x", bytes=100)]), "x has 100 bytes"),
         (lambda r: setattr(r, "leaves", [_C.Leaf(name="x", bytes=256, block=99)]), "block 99"),
         (

@@ -69,6 +69,15 @@ def test_newer_times_change_what_a_plan_costs_and_not_the_plan():
     assert [(p.resident, p.slot_offset) for p in plan.pieces] == slots
 
 
+@pytest.mark.parametrize("share", [0.4, 0.5, 0.6])
+@pytest.mark.parametrize("measured_s", [1.2 * HOST_S, 1.5 * HOST_S])
+def test_a_plan_for_a_slow_host_serves_a_faster_one_nearly_as_well_as_its_own(share, measured_s):
+    best = _C.make_plan(request(share, 20e-6)).predicted_seconds
+    plan = _C.make_plan(request(share, 20e-6, measured_s))
+    _C.predict(plan, request(share, 20e-6))
+    assert plan.predicted_seconds < 1.06 * best
+
+
 def test_a_negative_host_time_is_refused():
     asked = request(0.5, -1e-6)
     with pytest.raises(Exception, match="cannot be negative"):

@@ -34,6 +34,17 @@ def test_a_ring_of_one_slot_copies_and_computes_in_turn():
     assert [piece.stall_seconds for piece in simulation.pieces] == pytest.approx([1.0, 1.0])
 
 
+def test_a_slot_is_free_before_the_tail_of_its_last_user():
+    plan, request = two_pieces(copy_seconds=1.0, run_seconds=3.0, ring_pieces=1)
+    leaves = request.leaves
+    for leaf in leaves:
+        leaf.tail_seconds = 0.4
+    request.leaves = leaves
+    _C.predict(plan, request)  # 0.4 s of each copy hide behind the tail before it
+    assert plan.predicted_seconds == pytest.approx(8.0 - 2 * 0.4)
+    assert plan.compute_seconds == pytest.approx(6.0)
+
+
 def test_the_link_bounds_the_step_when_copies_take_longer():
     plan, request = two_pieces(copy_seconds=3.0, run_seconds=1.0, ring_pieces=2)
     assert _C.simulate(plan, request).step_seconds == pytest.approx(6.0)
