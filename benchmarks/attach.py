@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 import blockswap
-from benchmarks import zoo
-from benchmarks.head import make_head
-from benchmarks.timing import touch_memory
+from benchmarks import command_line
+from benchmarks.turns import touch_memory
+from blockswap.bench import zoo
+from blockswap.bench.head import make_head
 
 PAGE = 4096
 
@@ -117,7 +118,9 @@ def main() -> None:
         child.join()
         rows.append(row)
         print(json.dumps(row), flush=True)
-    options.out.write_text(json.dumps(make_head(sys.argv) | {"rows": rows}, indent=1) + "\n")
+    options.out.write_text(
+        json.dumps(make_head(command_line(sys.argv)) | {"rows": rows}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

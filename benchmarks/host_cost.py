@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 import blockswap
-from benchmarks import zoo
-from benchmarks.head import make_head
+from benchmarks import command_line
+from blockswap.bench import zoo
+from blockswap.bench.head import make_head
 
 WAITING_CALLS = ("Synchronize", "cudaEventQuery", "cudaMemcpy ", "cudaFree", "cudaMalloc")
 
@@ -131,7 +132,9 @@ def main() -> None:
         for setting in settings:
             rows.append(profile_step("sdxl", options.size, device, setting))
             print(json.dumps(rows[-1]), flush=True)
-    options.out.write_text(json.dumps(make_head(sys.argv) | {"rows": rows}, indent=1) + "\n")
+    options.out.write_text(
+        json.dumps(make_head(command_line(sys.argv)) | {"rows": rows}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

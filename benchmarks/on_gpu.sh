@@ -5,7 +5,6 @@
 #   benchmarks/on_gpu.sh tests                 pytest -m gpu
 #   benchmarks/on_gpu.sh multi                 pytest -m multi_gpu
 #   benchmarks/on_gpu.sh models:flux[:0,3]     benchmarks/models.py, all cases or those numbers
-#   benchmarks/on_gpu.sh contention             what a busy link costs a resident model
 #   benchmarks/on_gpu.sh host                   what streaming costs the host per piece
 #   benchmarks/on_gpu.sh attach                time and host memory of attaching
 #   benchmarks/on_gpu.sh sanitize              the GPU tests under compute-sanitizer memcheck
@@ -35,9 +34,8 @@ for what in "$@"; do
       IFS=: read -r _ models cases <<<"$what"
       $PYTHON -m benchmarks.models --models "$models" --cases "${cases:-}" \
         --out "$OUT/$stamp-${models//,/-}${cases:+-$(tr , _ <<<"$cases")}-core.json" || failed=1 ;;
-    touch:*) $PYTHON -c "from benchmarks.timing import touch_memory; touch_memory(${what#touch:})" ;;
+    touch:*) $PYTHON -c "from benchmarks.turns import touch_memory; touch_memory(${what#touch:})" ;;
     host) $PYTHON -m benchmarks.host_cost --out "$OUT/$stamp-host.json" || failed=1 ;;
-    contention) $PYTHON -m benchmarks.contention --out "$OUT/$stamp-contention.json" || failed=1 ;;
     attach) $PYTHON -m benchmarks.attach ${ATTACH_OPTIONS:-} --out "$OUT/$stamp-attach.json" || failed=1 ;;
     sanitize)
       compute-sanitizer --tool memcheck --error-exitcode 9 \

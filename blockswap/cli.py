@@ -1,4 +1,4 @@
-"""The command line: `blockswap demo | plan | doctor | version`.
+"""The command line: `blockswap bench | demo | plan | probe | doctor | version`.
 
 Exit codes: 0 done; 1 it ran and the result is wrong or the device failed; 2 bad input, one line on
 stderr; 130 interrupted.
@@ -30,6 +30,30 @@ def main() -> None:
 @app.callback()
 def _commands() -> None:
     """Keeps `blockswap COMMAND` the form of every call, however many commands there are."""
+
+
+@app.command()
+def bench(
+    model: str = typer.Option("flux", help="flux, sdxl, wan, qwen; several with commas."),
+    size: str = typer.Option("full", help="full: the published configuration; or tiny."),
+    engines: str = typer.Option("", help="Names with commas. Default: all that are installed."),
+    steps: int = typer.Option(10, help="Timed steps of each engine; slow ones get fewer."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, ..."),
+    out: Path = typer.Option(Path("blockswap-bench.json"), help="The result file."),
+    picture: Path | None = typer.Option(None, help="Draw time over memory (.png, .svg, .pdf)."),
+    draw: bool = typer.Option(False, help="Measure nothing: table and picture from --out."),
+) -> None:
+    """Compare with other engines on this machine, at their own settings and at equal memory.
+
+    Weights are random; nothing is downloaded. Exit code 1 when another engine is faster.
+    """
+    with _readable_errors(interrupted=f"the rows measured so far are in {out}"):
+        from blockswap.bench.command import bench_and_show
+
+        words = [tuple(filter(None, text.split(","))) for text in (model, engines)]
+        holds = bench_and_show(words[0], size, words[1], steps, device, out, picture, draw, _say)
+    if not holds:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -86,6 +110,32 @@ def plan(
         if picture is not None:
             draw_curve(profile, picture)
             _say("written", str(picture))
+
+
+@app.command()
+def probe(
+    out: Path | None = typer.Option(None, help="Write all figures here (.json)."),
+    picture: Path | None = typer.Option(
+        None, help="Draw speed over size of copy (.png, .svg, .pdf)."
+    ),
+    device: str = typer.Option("auto", help="cpu, or one GPU and its peers: cuda, cuda:1, ..."),
+) -> None:
+    """Measure what the links of this machine carry: host and GPUs, GPU and GPU, their memories.
+
+    Each by size of copy, since small copies cost speed; GB/s are 10^9 bytes.
+    """
+    with _readable_errors(interrupted="nothing was written"):
+        from blockswap.probe import check_files, measure, save
+        from blockswap.probe_meter import TorchMeter
+        from blockswap.probe_text import as_text
+
+        check_files(out, picture)
+        found = measure(TorchMeter(device))
+        typer.echo(as_text(found))
+        save(found, out, picture)
+        for path in (out, picture):
+            if path is not None:
+                _say("written", str(path))
 
 
 @app.command()

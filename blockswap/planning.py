@@ -9,12 +9,12 @@ import torch
 
 from blockswap import _C
 from blockswap.errors import ConfigError
+from blockswap.files import PICTURES, check_file
 from blockswap.plot import plot_frontier
 from blockswap.profile import Profile
 from blockswap.sizes import format_bytes, parse_size
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-PICTURES = (".png", ".svg", ".pdf")
 
 
 def check_picture(profile: Profile, path: Path) -> None:
@@ -23,8 +23,7 @@ def check_picture(profile: Profile, path: Path) -> None:
     Raises:
         ConfigError: the profile holds no times, or the suffix names no picture.
     """
-    if path.suffix not in PICTURES:
-        raise ConfigError(f"--picture {path}: the name must end in one of {', '.join(PICTURES)}")
+    check_file("--picture", path, PICTURES)
     if not profile.is_timed:
         raise ConfigError(
             "--picture needs a profile with times: run `blockswap demo`, or save"

@@ -1,4 +1,4 @@
-"""Makes the repository root importable, so that tests can say ``from benchmarks import zoo``."""
+"""Makes the repository root importable, so that tests can say ``from blockswap.bench import zoo``."""
 
 import sys
 from pathlib import Path

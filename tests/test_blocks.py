@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import zoo
+from blockswap.bench import zoo
 from blockswap.blocks import Block, find_blocks, list_counts, match_priorities
 from blockswap.errors import ConfigError
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import zoo
+from blockswap.bench import zoo
 from blockswap.errors import ConfigError, UnsupportedError
 from blockswap.preflight import check_attachable
 

@@ -6,7 +6,7 @@ import pytest
 from session_models import attach, attach_ready, make_input, make_stack
 from typer.testing import CliRunner
 
-from benchmarks import zoo
+from blockswap.bench import zoo
 from blockswap.cli import app
 from blockswap.errors import CapError, ConfigError, UseError
 from blockswap.profile import Profile

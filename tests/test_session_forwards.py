@@ -21,7 +21,7 @@ from session_models import (
     steps,
 )
 
-from benchmarks import zoo
+from blockswap.bench import zoo
 from blockswap.errors import UseError
 
 X = make_input()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from benchmarks import zoo
-from benchmarks.zoo_configs import CONFIGS
+from blockswap.bench import zoo
+from blockswap.bench.zoo_configs import CONFIGS
 
 # Dead by the model's own design: the last block's text stream is not read (queries included).
 DEAD = {

@@ -93,6 +93,7 @@ class _Run:
     latents: torch.Tensor
     step_ms: float
     seconds: float
+    denoising_bytes: int | None  # peak up to the last step: decoding the image is not in it
 
 
 def run_demo(request: DemoRequest, say: Say) -> DemoResult:
@@ -125,7 +126,7 @@ def run_demo(request: DemoRequest, say: Say) -> DemoResult:
 
         denoiser.to("cpu")  # attach takes weights from host memory; the cap counts from there
         _reset_peak(device)
-        limit = _limit(request, device, weight_bytes, resident_peak_bytes)
+        limit = _limit(request, weight_bytes, resident.denoising_bytes)
         session = blockswap.attach(denoiser, device=device, **limit)
         try:
             swapped = _run(pipe, model, request, "swapped run")
@@ -179,12 +180,14 @@ def _run(pipe: Any, model: pipelines.DemoModel, request: DemoRequest, what: str)
     num_steps = request.steps or model.steps
     marks: list[Any] = []
     latents: list[torch.Tensor] = []
+    denoising_bytes: list[int | None] = []
 
     with Progress(what, num_steps, "steps") as tick:
 
         def at_step_end(_: Any, index: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             marks.append(_mark(device))
             latents[:] = [tensors["latents"]]
+            denoising_bytes[:] = [_allocated_peak_bytes(device)]
             tick(index + 1)
             return tensors
 
@@ -204,16 +207,15 @@ def _run(pipe: Any, model: pipelines.DemoModel, request: DemoRequest, what: str)
         latents=latents[0].cpu(),
         step_ms=statistics.median(step_ms[len(step_ms) // 2 :]),
         seconds=seconds,
+        denoising_bytes=denoising_bytes[-1],
     )
 
 
-def _limit(
-    request: DemoRequest, device: torch.device, weight_bytes: int, peak_bytes: int | None
-) -> dict[str, Any]:
+def _limit(request: DemoRequest, weight_bytes: int, peak_bytes: int | None) -> dict[str, Any]:
     """The options of attach that make the demo swap."""
     if request.vram is not None:
         return {"vram": request.vram}
-    if device.type == "cpu" or peak_bytes is None:
+    if peak_bytes is None:
         return {"offload": f"{int((1 - KEPT_SHARE_ON_CPU) * weight_bytes)}B"}
     return {"vram": int(peak_bytes - (1 - KEPT_SHARE) * weight_bytes)}
 
@@ -255,6 +257,10 @@ def _reset_peak(device: torch.device) -> None:
 
 def _peak_bytes(device: torch.device) -> int | None:
     return None if device.type == "cpu" else torch.accelerator.max_memory_reserved(device)
+
+
+def _allocated_peak_bytes(device: torch.device) -> int | None:
+    return None if device.type == "cpu" else torch.accelerator.max_memory_allocated(device)
 
 
 def _empty_cache(device: torch.device) -> None:

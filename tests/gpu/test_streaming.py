@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import blockswap
-from benchmarks import zoo
+from blockswap.bench import zoo
 
 pytestmark = pytest.mark.gpu
 MIB = 2**20

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.zoo_configs import CLASSES, CONFIGS, KINDS, Config, Kind, Size
+from blockswap.bench.zoo_configs import CLASSES, CONFIGS, KINDS, Config, Kind, Size
 
 __all__ = ["KINDS", "Config", "Kind", "Size", "build", "build_meta", "make_inputs"]
 

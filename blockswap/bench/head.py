@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import platform
-import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,15 @@ from typing import Any
 import torch
 
 SCHEMA = 1
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def make_head(argv: list[str]) -> dict[str, Any]:
+def make_head(command: str) -> dict[str, Any]:
     """Return schema, date, commit, machine and command."""
     head: dict[str, Any] = {
         "schema": SCHEMA,
         "date": datetime.date.today().isoformat(),
-        "commit": _output("git", "rev-parse", "HEAD"),
+        "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
         "sources": _sources(),
         "gpu": None,
         "driver": None,
@@ -28,7 +28,7 @@ def make_head(argv: list[str]) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cpu": _cpu_name(),
-        "command": _command(argv),
+        "command": command,
     }
     if torch.cuda.is_available():
         head["gpu"] = torch.cuda.get_device_name()
@@ -41,18 +41,11 @@ def make_head(argv: list[str]) -> dict[str, Any]:
 def _sources() -> str:
     """Return what tells the measured tree from its commit: a hash of all that is installed."""
     digest = hashlib.sha256()
-    root = Path(__file__).resolve().parent.parent
-    files = [path for folder in ("csrc", "blockswap") for path in (root / folder).rglob("*")]
+    files = [path for folder in ("csrc", "blockswap") for path in (ROOT / folder).rglob("*")]
     for path in sorted(files):
         if path.suffix in (".cpp", ".h", ".py") and path.name != "_build_info.py":
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _command(argv: list[str]) -> str:
-    """Return what was called; files by name alone, without the folders of one machine."""
-    given = [Path(word).name if word.startswith("/") else word for word in argv[1:]]
-    return shlex.join(["python", "-m", f"benchmarks.{Path(argv[0]).stem}", *given])
 
 
 def _query(fields: str) -> str | None:

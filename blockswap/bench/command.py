@@ -1,0 +1,132 @@
+"""What `blockswap bench` shows: a table and a picture, of a run or of a file."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from blockswap.bench import zoo
+from blockswap.bench.compare import Comparison, compare
+from blockswap.bench.rows import GIB, Row
+from blockswap.bench.run import BenchRequest, run_bench
+from blockswap.errors import ConfigError
+from blockswap.files import PICTURES, check_file
+from blockswap.plot import plot_frontier
+
+Say = Callable[[str, str], None]
+
+
+def bench_and_show(
+    models: tuple[str, ...],
+    size: str,
+    engines: tuple[str, ...],
+    steps: int,
+    device: str,
+    out: Path,
+    picture: Path | None,
+    draw: bool,
+    say: Say,
+) -> bool:
+    """Measure or read, then show.
+
+    Returns:
+        Whether ours was faster than each other engine; true where none ran.
+
+    Raises:
+        ConfigError: unknown names, an unreadable file, a picture that cannot be written.
+    """
+    if picture is not None:
+        check_file("--picture", picture, PICTURES)
+    if not draw:
+        check_file("--out", out, (".json",))
+    if draw:
+        comparisons = [c for rows in _by_model(read_rows(out)).values() for c in compare(rows)]
+    else:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        request = BenchRequest(
+            cast("tuple[zoo.Kind, ...]", models),
+            cast("zoo.Size", size),
+            engines,
+            steps,
+            device,
+            out,
+        )
+        command = shlex.join(["blockswap", *sys.argv[1:]])
+        comparisons = run_bench(request, say, command)
+        say("written", str(out))
+    if comparisons:
+        Console(soft_wrap=True).print(table_of(comparisons))
+    else:
+        say("alone", "no other engine ran here: nothing to compare with")
+    if picture is not None:
+        plot_frontier(read_rows(out), picture)
+        say("written", str(picture))
+    return all(comparison.holds for comparison in comparisons)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a result file.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        rows = json.loads(path.read_text("utf-8"))["rows"]
+        usable = [row for row in rows if row["status"] and row["engine"] and row["model"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} holds no results of blockswap bench: {error}") from None
+    return usable
+
+
+def _by_model(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["model"], []).append(row)
+    return found
+
+
+def table_of(comparisons: Sequence[Comparison]) -> Table:
+    """Return one line per engine and setting, ours at no more memory beside it."""
+    table = Table(title="ms per step and peak GiB; ours at no more memory than the other's peak")
+    for name in ("model", "engine", "settings"):
+        table.add_column(name)
+    for name in ("GiB", "ms", "our GiB", "our ms", "times as fast"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for c in comparisons:
+        note = {
+            "streams": "",
+            "keeps all": "keeps all weights",
+            "below our smallest": f"ours at its smallest: {c.gap_mib:.0f} MiB more",
+        }[c.kind]
+        table.add_row(
+            c.model,
+            c.engine,
+            settings_text(c.settings),
+            f"{c.peak_bytes / GIB:.2f}",
+            f"{c.step_ms:.1f}",
+            f"{c.our_peak_bytes / GIB:.2f}",
+            f"{c.our_step_ms:.1f}",
+            f"{c.ratio:.2f}",
+            note if c.holds else f"{note} SLOWER".strip(),
+        )
+    return table
+
+
+def settings_text(settings: dict[str, Any]) -> str:
+    """Return settings in few words: switches by name, the rest as name=value."""
+    words = [
+        name if value is True else f"{name}={value}"
+        for name, value in settings.items()
+        if name != "offload_type" and value is not False
+    ]
+    return " ".join(words) or "default"

@@ -1,0 +1,124 @@
+"""Pairs each engine's row with ours at no more memory, and says who is faster. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from blockswap.bench.rows import MIB, Row
+
+# Of the weights: an engine whose peak holds this much of them streams nothing in steady state.
+KEEPS_ALL = 0.97
+AS_FAST = 1.01  # for engines that keep all weights
+
+Kind = Literal["streams", "below our smallest", "keeps all"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One engine's row, and ours to set against it.
+
+    Attributes:
+        model: which.
+        engine, settings: the other's.
+        step_ms, peak_bytes: the other's.
+        our_step_ms, our_peak_bytes: ours.
+        kind: "streams": ours peaks no higher; "below our smallest": the other needs less than our
+            smallest plan, which is set against it; "keeps all": it holds all weights.
+    """
+
+    model: str
+    engine: str
+    settings: dict[str, Any]
+    step_ms: float
+    peak_bytes: int
+    our_step_ms: float
+    our_peak_bytes: int
+    kind: Kind
+
+    @property
+    def gap_mib(self) -> float:
+        """Return how much more ours needs; negative where it needs less."""
+        return (self.our_peak_bytes - self.peak_bytes) / MIB
+
+    @property
+    def ratio(self) -> float:
+        """Return its step over ours: above 1 ours is faster."""
+        return self.step_ms / self.our_step_ms
+
+    @property
+    def holds(self) -> bool:
+        """Whether ours is faster; within 1 % where the other keeps all weights."""
+        if self.kind == "keeps all":
+            return self.our_step_ms <= AS_FAST * self.step_ms
+        return self.our_step_ms < self.step_ms
+
+
+def caps_to_run(peers: Sequence[Row], smallest: Row, resident: Row) -> list[int]:
+    """Return the caps under which ours is to run: the other engines' peaks, each once.
+
+    Peaks within 1 % of each other share the lowest of them; those below our smallest plan and
+    those of engines that keep all weights need none.
+    """
+    peaks = sorted(
+        row["peak_allocated_bytes"]
+        for row in peers
+        if row["status"] == "ok" and _kind(row, smallest, resident) == "streams"
+    )
+    caps: list[int] = []
+    for peak in peaks:
+        if not caps or peak > 1.01 * caps[-1]:
+            caps.append(peak)
+    return caps
+
+
+def compare(rows: Sequence[Row]) -> list[Comparison]:
+    """Return one comparison for each other engine's row of one model.
+
+    Args:
+        rows: of one model: the resident one, the other engines', and ours; our smallest plan is the
+            one with the lowest peak.
+    """
+    fine = [row for row in rows if row["status"] == "ok"]
+    ours = [row for row in fine if row["engine"] == "blockswap"]
+    resident = next((row for row in fine if row["engine"] == "resident"), None)
+    if not ours or resident is None:
+        return []
+    smallest = min(ours, key=_peak)
+    found = []
+    for row in fine:
+        if row["engine"] in ("blockswap", "resident"):
+            continue
+        kind = _kind(row, smallest, resident)
+        best = _rival(row, ours, smallest, kind)
+        found.append(
+            Comparison(
+                row["model"],
+                row["engine"],
+                row["settings"],
+                row["step_ms"],
+                _peak(row),
+                best["step_ms"],
+                _peak(best),
+                kind,
+            )
+        )
+    return found
+
+
+def _kind(row: Row, smallest: Row, resident: Row) -> Kind:
+    if _peak(row) >= KEEPS_ALL * _peak(resident):
+        return "keeps all"
+    return "streams" if _peak(row) >= _peak(smallest) else "below our smallest"
+
+
+def _rival(row: Row, ours: Sequence[Row], smallest: Row, kind: Kind) -> Row:
+    if kind == "below our smallest":
+        return smallest
+    limit = _peak(row) if kind == "streams" else float("inf")
+    return min((r for r in ours if _peak(r) <= limit), key=lambda r: float(r["step_ms"]))
+
+
+def _peak(row: Row) -> int:
+    return int(row["peak_allocated_bytes"])

@@ -1,0 +1,113 @@
+"""The engines to compare with, each under its own settings, as far as they are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+# Makes a model in host memory run on a device; returns what undoes the effects outside the model.
+Put = Callable[[nn.Module, torch.device, dict[str, Any]], Callable[[], None]]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A way of running a model that lies in host memory.
+
+    Attributes:
+        name: as in the column ``engine`` of the results.
+        package: what must be installed.
+        put: see `Put`.
+        settings: those that users choose between, one run for each.
+        timed_share: of the steps asked for; engines that need many seconds per step get fewer.
+    """
+
+    name: str
+    package: str
+    put: Put
+    settings: tuple[dict[str, Any], ...] = field(default=({},))
+    timed_share: float = 1.0
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its package can be imported."""
+        return importlib.util.find_spec(self.package) is not None
+
+
+def _nothing() -> None:
+    """Undo nothing."""
+
+
+def _resident(model: nn.Module, device: torch.device, _: dict[str, Any]) -> Callable[[], None]:
+    model.to(device)
+    return _nothing
+
+
+def _group_offload(
+    model: nn.Module, device: torch.device, settings: dict[str, Any]
+) -> Callable[[], None]:
+    from diffusers.hooks import apply_group_offloading
+
+    apply_group_offloading(model, onload_device=device, **settings)
+    return _nothing
+
+
+def _sequential(model: nn.Module, device: torch.device, _: dict[str, Any]) -> Callable[[], None]:
+    import accelerate
+
+    # As DiffusionPipeline.enable_sequential_cpu_offload calls it.
+    accelerate.cpu_offload(model, device, offload_buffers=len(model._parameters) > 0)
+    return _nothing
+
+
+def _whole_model(model: nn.Module, device: torch.device, _: dict[str, Any]) -> Callable[[], None]:
+    import accelerate
+
+    accelerate.cpu_offload_with_hook(model, device)
+    return _nothing
+
+
+def _mmgp(model: nn.Module, device: torch.device, settings: dict[str, Any]) -> Callable[[], None]:
+    from mmgp import offload
+
+    torch.cuda.set_device(device)  # it knows the current one alone
+
+    before = torch.get_default_device()
+    manager = offload.all(
+        {"transformer": model}, pinnedMemory=True, quantizeTransformer=False, **settings
+    )
+
+    def undo() -> None:
+        manager.release()
+        torch.set_default_device(before)  # it sets its own for the whole process
+
+    return undo
+
+
+BLOCK = {"offload_type": "block_level", "num_blocks_per_group": 1}
+LEAF = {"offload_type": "leaf_level"}
+STREAM = {"use_stream": True}
+RECORD = {"use_stream": True, "record_stream": True}
+
+RESIDENT = Engine("resident", "torch", _resident)
+PEERS = (
+    Engine(
+        "diffusers-block",
+        "diffusers",
+        _group_offload,
+        (BLOCK | STREAM, BLOCK | RECORD, BLOCK | {"num_blocks_per_group": 4}),
+        0.5,
+    ),
+    Engine(
+        "diffusers-leaf", "diffusers", _group_offload, (LEAF | STREAM, LEAF | RECORD, LEAF), 0.5
+    ),
+    Engine("accelerate-model", "accelerate", _whole_model),
+    Engine("accelerate-sequential", "accelerate", _sequential, timed_share=0.15),
+    # Budgets in MB; half of it where transfers are asynchronous. 0: its own choice.
+    Engine("mmgp", "mmgp", _mmgp, ({"budgets": 0}, {"budgets": 2000}), 0.5),
+)
+NAMES = tuple(engine.name for engine in PEERS)

@@ -1,0 +1,262 @@
+"""Runs the engines side by side: one process, one model, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from blockswap.bench import zoo
+from blockswap.bench.compare import Comparison, caps_to_run, compare
+from blockswap.bench.engines import NAMES, PEERS, RESIDENT, Engine
+from blockswap.bench.head import make_head
+from blockswap.bench.rows import Row, measure, one_line
+from blockswap.bench.timing import (
+    UNTIMED_STEPS,
+    Resident,
+    measure_resident,
+    peaks,
+    reset_peaks,
+    timed_steps,
+)
+from blockswap.blocks import find_blocks
+from blockswap.errors import BlockswapError, CapError, ConfigError
+from blockswap.files import whole_file
+from blockswap.pieces import find_leaves
+from blockswap.progress import Progress
+
+Say = Callable[[str, str], None]
+MIN_STEPS = 2
+ALIGNMENT = 256  # csrc/plan.h, kAlignment
+# What engines were seen to raise on models or memory that they cannot handle.
+ENGINE_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,  # and out of memory
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What to measure.
+
+    Attributes:
+        models: of `blockswap.bench.zoo`.
+        size: "full" as published, or "tiny".
+        engines: names; empty: all that are installed.
+        steps: timed ones of the fast engines.
+        device: where to run.
+        out: the result file.
+    """
+
+    models: tuple[zoo.Kind, ...]
+    size: zoo.Size
+    engines: tuple[str, ...]
+    steps: int
+    device: str
+    out: Path
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.engines if name not in NAMES]
+        if unknown:
+            raise ConfigError(f"unknown engine {unknown[0]}: choose from {', '.join(NAMES)}")
+        strange = [kind for kind in self.models if kind not in zoo.KINDS]
+        if strange:
+            raise ConfigError(f"unknown model {strange[0]}: choose from {', '.join(zoo.KINDS)}")
+        if self.size not in ("tiny", "full"):
+            raise ConfigError(f"unknown size {self.size}: tiny or full")
+        if self.steps < MIN_STEPS:
+            raise ConfigError(f"{self.steps} steps are too few to time: give {MIN_STEPS} or more")
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise ConfigError(
+                f"device {self.device}: this machine has no GPU that torch sees; --device cpu runs"
+                " blockswap and the resident model alone"
+            )
+
+    def chosen_engines(self) -> list[Engine]:
+        """Return the engines to run.
+
+        Raises:
+            ConfigError: one was named that is not installed.
+        """
+        if self.device == "cpu":
+            return []  # none of them streams to a CPU
+        for engine in PEERS:
+            if engine.name in self.engines and not engine.is_installed:
+                raise ConfigError(f"{engine.name} needs {engine.package}, which is not installed")
+        return [e for e in PEERS if e.is_installed and e.name in (self.engines or NAMES)]
+
+
+def run_bench(request: BenchRequest, say: Say, command: str) -> list[Comparison]:
+    """Measure, and write the result file after each row.
+
+    Args:
+        request: what to measure.
+        say: called with a label and a line of text for each thing done.
+        command: for the result's head.
+    """
+    engines = request.chosen_engines()
+    missing = [engine.name for engine in PEERS if not engine.is_installed]
+    if missing:
+        say("missing", f"{', '.join(missing)}: not installed, left out")
+    result: dict[str, Any] = make_head(command) | {"rows": []}
+    comparisons: list[Comparison] = []
+    with torch.no_grad():
+        for kind in request.models:
+            rows = []
+            for row in _rows_of(kind, request, engines):
+                rows.append({"model": kind} | row)
+                result["rows"].append(rows[-1])
+                with whole_file(request.out) as part:
+                    part.write_text(json.dumps(result, indent=1, default=str) + "\n", "utf-8")
+                say(kind, one_line(rows[-1]))
+            comparisons += compare(rows)
+            gc.collect()
+    return comparisons
+
+
+def _rows_of(kind: zoo.Kind, request: BenchRequest, engines: Sequence[Engine]) -> Iterator[Row]:
+    device = torch.device(request.device)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    with Progress(f"building {kind}", 1, "steps"):
+        draw_on = None if request.size == "tiny" else device
+        model = zoo.build(kind, request.size, dtype, "cpu", 0, draw_on=draw_on)
+    inputs = zoo.make_inputs(kind, model, device, dtype, 1)
+    _clean_up()
+    resident, row = _run_resident(model, inputs, request.steps, device)
+    yield row
+    smallest = _run_ours(model, inputs, resident, _smallest_options(model), request)
+    yield smallest
+    peers: list[Row] = []
+    for engine in engines:
+        for settings in engine.settings:
+            peers.append(_run_engine(engine, settings, model, inputs, resident, request))
+            yield peers[-1]
+    options: list[dict[str, Any]] = [{"offload": 0}]
+    if smallest["status"] == "ok":
+        options += [{"vram": cap} for cap in caps_to_run(peers, smallest, row)]
+    for each in options:
+        yield _run_ours(model, inputs, resident, each, request)
+
+
+def _smallest_options(model: nn.Module) -> dict[str, Any]:
+    """Return the options of our smallest plan: everything streams through the smallest ring."""
+    leaves = find_leaves(model, find_blocks(model), include_outside=True)
+    largest = max(
+        sum(-(-parameter.nbytes // ALIGNMENT) * ALIGNMENT for _, parameter in leaf.parameters)
+        for leaf in leaves.streamable
+    )
+    return {"mode": "layerwise", "swap_space": f"{largest}B"}
+
+
+def _run_resident(
+    model: nn.Module, inputs: dict[str, Any], steps: int, device: torch.device
+) -> tuple[Resident, Row]:
+    begin = time.perf_counter()
+    shell = _fresh(model)
+    RESIDENT.put(shell, device, {})
+    setup_s = time.perf_counter() - begin
+    resident = measure_resident(shell, inputs, steps)
+    del shell
+    _clean_up()
+    return resident, {
+        "engine": RESIDENT.name,
+        "settings": {},
+        "status": "ok",
+        "peak_device_bytes": resident.peak_device_bytes,
+        "peak_allocated_bytes": resident.peak_allocated_bytes,
+        "step_ms": resident.step_ms,
+        "setup_s": setup_s,
+        "bit_identical": True,
+    }
+
+
+def _run_engine(
+    engine: Engine,
+    settings: dict[str, Any],
+    model: nn.Module,
+    inputs: dict[str, Any],
+    resident: Resident,
+    request: BenchRequest,
+) -> Row:
+    """Return the row of another engine; what it raises becomes the row's status."""
+    row: Row = {"engine": engine.name, "settings": settings}
+    steps = max(MIN_STEPS, int(request.steps * engine.timed_share))
+    shell = _fresh(model)
+    with contextlib.ExitStack() as undone:
+        undone.callback(_clean_up)
+        try:
+            begin = time.perf_counter()
+            undone.callback(engine.put(shell, torch.device(request.device), settings))
+            setup_s = time.perf_counter() - begin
+            timed_steps(shell, inputs, UNTIMED_STEPS)
+            reset_peaks()
+            times, output = timed_steps(shell, inputs, steps)
+        except ENGINE_ERRORS as error:  # the others still run
+            return row | {"status": f"failed: {type(error).__name__}: {str(error)[:200]}"}
+        finally:
+            del shell
+        allocated, reserved = peaks()
+        return row | {
+            "status": "ok",
+            "peak_device_bytes": reserved,
+            "peak_allocated_bytes": allocated,
+            "resident_ms": resident.step_ms,
+            "resident_peak_allocated_bytes": resident.peak_allocated_bytes,
+            "step_ms": statistics.median(times),
+            "step_ms_min": min(times),
+            "step_ms_max": max(times),
+            "setup_s": setup_s,
+            "bit_identical": torch.equal(output, resident.output),
+        }
+
+
+def _run_ours(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    resident: Resident,
+    options: dict[str, Any],
+    request: BenchRequest,
+) -> Row:
+    """Return our row; a cap too small for whole blocks' surroundings streams those, too."""
+    where = {"device": request.device}
+    try:
+        try:
+            row = measure(_fresh(model), inputs, resident, options | where, request.steps)
+        except CapError:
+            options = options | {"mode": "layerwise"}
+            row = measure(_fresh(model), inputs, resident, options | where, request.steps)
+    except BlockswapError as error:
+        row = {"engine": "blockswap", "status": f"refused: {error}"}
+    _clean_up()
+    return row | {"settings": options}
+
+
+def _fresh(model: nn.Module) -> nn.Module:
+    """Return a model of its own that shares the weights' memory: engines rebind its parameters."""
+    own = {id(p): nn.Parameter(p.data, requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, dict(own))
+
+
+def _clean_up() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch._C._host_emptyCache()  # pinned memory that an engine left behind
+        reset_peaks()
