@@ -18,7 +18,7 @@ from blockswap.report import PieceSpan, Report, Timeline
 from blockswap.sizes import format_bytes
 
 STALL_RED = "#e00000"  # nothing else in a picture is red
-_RESIDENT_GREY = "#c9d3dc"
+RESIDENT_GREY = "#c9d3dc"
 _NEXT_STEP_GREY = "#d9d9d9"
 _HUES = (  # two tints per list of blocks: neighbours can be told apart
     ("#1f6fb4", "#6faee0"),
@@ -80,7 +80,7 @@ def plot_timeline(
         bbox_to_anchor=(0.5, -0.16),
         ncols=8,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_link(axes: Axes, timeline: Timeline, hues: Mapping[str, int]) -> None:
@@ -98,7 +98,7 @@ def _draw_link(axes: Axes, timeline: Timeline, hues: Mapping[str, int]) -> None:
 
 def _draw_compute(axes: Axes, timeline: Timeline, hues: Mapping[str, int]) -> None:
     """Runs of streamed pieces in colour over the grey of residents; stalls in red, on top."""
-    _add_boxes(axes, [(0.0, timeline.step_ms)], _COMPUTE_Y, _RESIDENT_GREY)
+    _add_boxes(axes, [(0.0, timeline.step_ms)], _COMPUTE_Y, RESIDENT_GREY)
     for tint, spans in _spans_by_tint(timeline, hues).items():
         _add_boxes(axes, [(s.wait_end_ms, s.run_end_ms) for s in spans], _COMPUTE_Y, tint)
     stalls = [(s.wait_begin_ms, s.wait_end_ms) for s in timeline.spans]
@@ -125,7 +125,7 @@ def _label_worst_stalls(axes: Axes, timeline: Timeline, view_ms: Box) -> None:
     char_ms = 0.0062 * (view_end_ms - view_begin_ms)
     wanted_ms = [(span.wait_begin_ms + span.wait_end_ms) / 2 for span in spans]
     widths_ms = [len(text) * char_ms for text in texts]
-    lefts_ms = _spread(wanted_ms, widths_ms, view_begin_ms, view_end_ms)
+    lefts_ms = spread(wanted_ms, widths_ms, view_begin_ms, view_end_ms)
     for span, text, middle_ms, left_ms in zip(spans, texts, wanted_ms, lefts_ms, strict=True):
         xs = [span.copy_end_ms, span.wait_end_ms]
         ys = [_LINK_Y, _COMPUTE_Y + _LANE_HEIGHT + 0.06]
@@ -135,19 +135,19 @@ def _label_worst_stalls(axes: Axes, timeline: Timeline, view_ms: Box) -> None:
         axes.text(left_ms, _COMPUTE_Y - 0.33, text, color=STALL_RED, fontsize=9, va="center")
 
 
-def _spread(
-    wanted_ms: Sequence[float], widths_ms: Sequence[float], begin_ms: float, end_ms: float
+def spread(
+    wanted: Sequence[float], sizes: Sequence[float], begin: float, end: float
 ) -> list[float]:
-    """Left ends of labels in one row, each near its wanted place, none over another."""
-    lefts: list[float] = []
-    free_ms = begin_ms
-    for wanted, width in zip(wanted_ms, widths_ms, strict=True):
-        lefts.append(max(wanted, free_ms))
-        free_ms = lefts[-1] + width
-    for index in reversed(range(len(lefts))):
-        lefts[index] = min(lefts[index], end_ms - widths_ms[index])
-        end_ms = lefts[index]
-    return lefts
+    """Begins of labels in one row or column, each near its wanted place, none over another."""
+    begins: list[float] = []
+    free = begin
+    for place, size in zip(wanted, sizes, strict=True):
+        begins.append(max(place, free))
+        free = begins[-1] + size
+    for index in reversed(range(len(begins))):
+        begins[index] = min(begins[index], end - sizes[index])
+        end = begins[index]
+    return begins
 
 
 def _shorten(name: str) -> str:
@@ -204,7 +204,7 @@ def _legend(timeline: Timeline, hues: Mapping[str, int], begin_ms: float) -> lis
     handles = [
         Patch(color=_HUES[hue][0], label=name) for name, hue in hues.items() if name in streamed
     ]
-    handles.append(Patch(color=_RESIDENT_GREY, label="runs from resident weights"))
+    handles.append(Patch(color=RESIDENT_GREY, label="runs from resident weights"))
     if begin_ms < 0:
         label = "fetched for the next step"
         handles.append(
@@ -253,7 +253,7 @@ def plot_frontier(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_engine(
@@ -298,6 +298,7 @@ def _draw_frontier(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> float:
     return 1.5 * max([*ours_ms, *ys])
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Writes a picture; the path's suffix chooses the format."""
     FigureCanvasAgg(figure)
     figure.savefig(Path(path), dpi=130, facecolor="white")

@@ -12,12 +12,14 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from blockswap.sizes import format_bytes
+from blockswap.trace import make_trace, save_trace
 
 State = Literal["learning", "ready", "paused", "detached"]
 
@@ -58,10 +60,17 @@ class PieceSpan:
 
 @dataclass(frozen=True)
 class Timeline:
-    """One step, piece by piece in execution order. Pieces without a span ran from residents."""
+    """One step, piece by piece in execution order. Pieces without a span ran from residents.
+
+    The bytes are those of the report: what was on the device beside the spans' pieces, and the ring
+    that these passed through; None: not known.
+    """
 
     step_ms: float
     spans: tuple[PieceSpan, ...]
+    fixed_bytes: int = 0
+    resident_bytes: int = 0
+    ring_bytes: int | None = None
 
     @property
     def stall_ms(self) -> float:
@@ -81,6 +90,14 @@ class Timeline:
     def streamed_bytes(self) -> int:
         """Bytes that crossed the link for this step."""
         return sum(span.bytes for span in self.spans if span.copy_ms > 0)
+
+    def to_trace(self) -> dict[str, Any]:
+        """The step as Chrome trace events: copies, runs, stalls, and the weights on the device."""
+        return make_trace(self)
+
+    def save_trace(self, path: str | Path) -> None:
+        """Writes `to_trace` as JSON: open it in https://ui.perfetto.dev or chrome://tracing."""
+        save_trace(self, path)
 
 
 class BlockStall(NamedTuple):

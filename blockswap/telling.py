@@ -35,7 +35,13 @@ def make_timeline(steward: Steward) -> Timeline | None:
         )
     if not spans or math.isnan(times.step_seconds):
         return None
-    return Timeline(1e3 * times.step_seconds, tuple(spans))
+    return Timeline(
+        1e3 * times.step_seconds,
+        tuple(spans),
+        fixed_bytes=steward.state.fixed.bytes,
+        resident_bytes=steward.plan.resident_bytes + steward.state.small_bytes,
+        ring_bytes=steward.plan.ring_bytes,
+    )
 
 
 def make_report(steward: Steward, session_state: State) -> Report:

@@ -208,7 +208,7 @@ def test_demo_runs_from_the_shell_and_the_picture_is_identical(tmp_path, model):
     assert report["streamed_bytes"] > 0.5 * report["weight_bytes"]
     assert report["resident_bytes"] > 0
     assert report["state"] == "ready"  # the default number of steps is enough to learn
-    for name in ("image.png", "timeline.png", "report.txt"):
+    for name in ("image.png", "timeline.png", "memory.png", "trace.json", "report.txt"):
         assert (tmp_path / name).stat().st_size > 500
     assert any((tmp_path / "checkpoint").rglob("*.safetensors"))
     if model == "wan":

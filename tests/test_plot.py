@@ -1,15 +1,31 @@
 """The pictures: what is in them is counted in pixels."""
 
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from blockswap.plot import STALL_RED, plot_frontier, plot_timeline
-from blockswap.report import PieceSpan, Timeline
+from blockswap.plot import RESIDENT_GREY, STALL_RED, plot_frontier, plot_timeline
+from blockswap.plot_memory import (
+    ACTIVATION_SAND,
+    FILLING_BLUE,
+    FIXED_GREY,
+    IN_USE_BLUE,
+    READY_BLUE,
+    plot_memory,
+)
+from blockswap.report import PieceSpan, Report, Timeline
 
-RED = tuple(round(255 * part) for part in to_rgb(STALL_RED))
+
+def rgb(color):
+    return tuple(round(255 * part) for part in to_rgb(color))
+
+
+RED = rgb(STALL_RED)
 WHITE = (255, 255, 255)
+GIB = 2**30
 
 
 def make_timeline(num_pieces, copy_ms, run_ms, num_bytes=64 * 2**20):
@@ -99,3 +115,114 @@ def test_an_engine_far_off_the_scale_does_not_flatten_the_others(tmp_path):
 def test_frontier_without_usable_rows_is_refused():
     with pytest.raises(ValueError, match="nothing to draw"):
         plot_frontier([frontier_row("mmgp", 1.0, None)], "unused.png")
+
+
+# Memory ------------------------------------------------------------------------------------------
+
+
+def make_report(**memory):
+    fields = {
+        "cap_bytes": 10 * GIB, "fixed_bytes": GIB, "resident_bytes": 3 * GIB,
+        "ring_bytes": 2 * GIB, "activation_bytes": None, "streamed_bytes": 16 * GIB,
+    }  # fmt: skip
+    return Report(
+        model="Model", device="cuda:0", state="ready", steps=9, weight_bytes=20 * GIB,
+        leaf_bytes=19 * GIB, host_bytes=0, pinned_bytes=0, copies_per_step=8, link_gb_per_s=50.0,
+        **fields | memory,
+    )  # fmt: skip
+
+
+def one_piece(num_bytes=2 * GIB):
+    """Its slot fills for 2 ms, is ready for 3, in use for 4 and free for 1."""
+    span = PieceSpan(0, "blocks.0.ff", "blocks.0", num_bytes, 0.0, 2.0, 5.0, 5.0, 9.0)
+    return Timeline(10.0, (span,))
+
+
+def panels_of(path):
+    """The pixels of the upper and of the lower panel."""
+    pixels = pixels_of(path)
+    middle = round(0.56 * len(pixels))
+    return pixels[:middle], pixels[middle:]
+
+
+def lines_of(panel):
+    """The rows of black lines that cross most of the panel, dashed ones included, from the top."""
+    rows = ((panel < 100).all(axis=-1).mean(axis=1) > 0.4).nonzero()[0]
+    return [row for before, row in itertools.pairwise([-9, *rows]) if row - before > 1]
+
+
+@pytest.mark.parametrize("num_pieces", [3, 40, 300])
+def test_memory_shows_red_when_compute_waits_and_only_then(tmp_path, num_pieces):
+    report = make_report(ring_bytes=128 * 2**20)
+    plot_memory(make_timeline(num_pieces, 3.0, 1.0), report, tmp_path / "waits.png")
+    plot_memory(make_timeline(num_pieces, 1.0, 3.0), report, tmp_path / "hidden.png")
+    assert is_color(pixels_of(tmp_path / "waits.png"), RED).sum() > 500
+    assert not is_color(pixels_of(tmp_path / "hidden.png"), RED).any()
+
+
+def test_what_the_ring_does_is_drawn_to_scale_of_time(tmp_path):
+    plot_memory(one_piece(), make_report(), tmp_path / "m.png")
+    for panel in panels_of(tmp_path / "m.png"):
+        row = panel[is_color(panel, rgb(IN_USE_BLUE)).sum(axis=1).argmax()]
+        widths = [is_color(row, rgb(c)).sum() for c in (FILLING_BLUE, READY_BLUE, IN_USE_BLUE)]
+        assert [round(9 * width / sum(widths), 1) for width in widths] == [2.0, 3.0, 4.0]
+
+
+def test_what_stands_on_the_device_is_drawn_to_scale_of_bytes(tmp_path):
+    plot_memory(one_piece(), make_report(), tmp_path / "m.png")
+    upper, _ = panels_of(tmp_path / "m.png")
+    column = upper[:, upper.shape[1] // 2]  # the piece is in use then
+    layers = [is_color(column, rgb(c)) for c in (FIXED_GREY, RESIDENT_GREY, IN_USE_BLUE)]
+    gib = layers[0].sum() + layers[1].sum()  # 4 GiB
+    assert [round(4 * layer.sum() / gib, 1) for layer in layers] == [1.0, 3.0, 2.0]
+    # From the top: the cap at 10 GiB and the end of the weights at 6.
+    cap, weights, *_ = lines_of(upper)
+    assert 4 * (weights - cap) / gib == pytest.approx(4.0, abs=0.1)
+
+
+def test_a_half_filled_ring_leaves_half_of_it_white(tmp_path):
+    plot_memory(one_piece(num_bytes=GIB), make_report(), tmp_path / "m.png")
+    _, lower = panels_of(tmp_path / "m.png")
+    column = lower[:, lower.shape[1] // 2]
+    filled = is_color(column, rgb(IN_USE_BLUE)).nonzero()[0]
+    size, *_ = lines_of(lower)
+    assert len(filled) / (filled[-1] - size) == pytest.approx(0.5, abs=0.02)
+
+
+def test_what_is_ready_stands_upon_what_is_in_use(tmp_path):
+    runs, waits = (
+        PieceSpan(i, "ff", "blocks.0", GIB, 0.0, 1.0, 2.0 + 4 * i, 2.0 + 4 * i, 6.0 + 4 * i)
+        for i in range(2)
+    )
+    plot_memory(Timeline(10.0, (runs, waits)), make_report(), tmp_path / "m.png")
+    for panel in panels_of(tmp_path / "m.png"):
+        column = panel[:, round(0.4 * panel.shape[1])]
+        in_use = is_color(column, rgb(IN_USE_BLUE)).nonzero()[0]
+        ready = is_color(column, rgb(READY_BLUE)).nonzero()[0]
+        assert abs(len(in_use) - len(ready)) <= 2
+        assert ready[-1] < in_use[0]
+
+
+def test_without_a_cap_no_cap_is_drawn(tmp_path):
+    plot_memory(one_piece(), make_report(), tmp_path / "with.png")
+    plot_memory(one_piece(), make_report(cap_bytes=None), tmp_path / "without.png")
+    with_cap, without = (panels_of(tmp_path / f"{n}.png")[0] for n in ("with", "without"))
+    assert len(lines_of(with_cap)) == len(lines_of(without)) + 1
+
+
+def test_activations_fill_the_room_above_the_weights_without_fixed_weights_twice(tmp_path):
+    plot_memory(one_piece(), make_report(activation_bytes=None), tmp_path / "none.png")
+    plot_memory(one_piece(), make_report(activation_bytes=GIB), tmp_path / "fixed.png")
+    plot_memory(one_piece(), make_report(activation_bytes=3 * GIB), tmp_path / "more.png")
+    none, fixed, more = (pixels_of(tmp_path / f"{name}.png") for name in ("none", "fixed", "more"))
+    assert none.shape == fixed.shape and (none == fixed).all()
+    assert is_color(more, rgb(ACTIVATION_SAND)).mean() > 0.05
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_step_without_a_ring_is_drawn(tmp_path):
+    report = make_report(ring_bytes=0, streamed_bytes=0)
+    plot_memory(Timeline(step_ms=12.0, spans=()), report, tmp_path / "m.png")
+    pixels = pixels_of(tmp_path / "m.png")
+    assert is_color(pixels, rgb(RESIDENT_GREY)).mean() > 0.05
+    assert is_color(pixels, rgb(READY_BLUE)).sum() < 500  # the legend's

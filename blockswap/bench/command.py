@@ -64,7 +64,8 @@ def bench_and_show(
         comparisons = run_bench(request, say, command)
         say("written", str(out))
     if comparisons:
-        Console(soft_wrap=True).print(table_of(comparisons))
+        # In a file or a pipe nothing says how wide it may be: wide enough for every word.
+        Console(width=None if sys.stdout.isatty() else 160).print(table_of(comparisons))
     else:
         say("alone", "no other engine ran here: nothing to compare with")
     if picture is not None:
@@ -98,7 +99,7 @@ def table_of(comparisons: Sequence[Comparison]) -> Table:
     """Return one line per engine and setting, ours at no more memory beside it."""
     table = Table(title="ms per step and peak GiB; ours at no more memory than the other's peak")
     for name in ("model", "engine", "settings"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("GiB", "ms", "our GiB", "our ms", "times as fast"):
         table.add_column(name, justify="right")
     table.add_column("")

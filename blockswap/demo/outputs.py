@@ -1,4 +1,4 @@
-"""What the demo leaves behind: the picture, the timeline, the report."""
+"""What the demo leaves behind: the image, pictures and trace of a step, the report."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from blockswap.plot import plot_timeline
+from blockswap.plot_memory import plot_memory
 
 if TYPE_CHECKING:
     from blockswap.demo.run import DemoResult
@@ -27,14 +28,16 @@ def write_outputs(
         result: of both runs.
         swapped: image of the swapped run, [1, H, W, 3] or [1, frames, H, W, 3], 0 to 1.
         resident: image of the unswapped run; written only when it differs.
-        title: of the timeline.
+        title: of the pictures of a step.
     """
     files = _write_picture(folder, "image", swapped)
     if not result.identical:
         files += _write_picture(folder, "unswapped", resident)
     if result.timeline is not None:
         plot_timeline(result.timeline, folder / "timeline.png", title, result.report)
-        files.append("timeline.png")
+        plot_memory(result.timeline, result.report, folder / "memory.png", title)
+        result.timeline.save_trace(folder / "trace.json")
+        files += ["timeline.png", "memory.png", "trace.json"]
     text = f"{result.report}\n\n{result.report.explain}\n"
     (folder / "report.txt").write_text(text, "utf-8")
     numbers = {

@@ -158,7 +158,8 @@ struct Fixture {
         ring(ring_bytes) {
     request.lookahead = lookahead;
     for (size_t i = 0; i < sizes.size(); ++i) {
-      request.leaves.push_back({std::to_string(i), sizes[i], 1e-3, 0.0, 0.0, static_cast<int32_t>(i)});
+      request.leaves.push_back(
+          {std::to_string(i), sizes[i], 1e-3, 0.0, 0.0, static_cast<int32_t>(i)});
       request.blocks.push_back({std::to_string(i), "blocks"});
       Piece piece;
       piece.first_leaf = static_cast<int32_t>(i);
