@@ -29,6 +29,8 @@ SANITIZERS = {
 }
 # Commands that compile. All others (sdist, metadata) work without torch.
 COMPILING_COMMANDS = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"}
+# A wheel fits one minor of torch and one kind of device; its metadata must bear the same version.
+LABELLED_COMMANDS = {"bdist_wheel", "dist_info", "editable_wheel"}
 
 
 def refuse(reason: str) -> None:
@@ -83,6 +85,23 @@ def collect_sources(build: str, has_nvcc: bool) -> list[str]:
         if path.suffix == ".cpp" or kernel:
             sources.append(path.relative_to(ROOT).as_posix())
     return sources
+
+
+def make_version() -> str:
+    """The version; of a wheel and its metadata with the torch that it was built for."""
+    text = (ROOT / "blockswap" / "__init__.py").read_text()
+    version = next(line for line in text.splitlines() if line.startswith("__version__"))
+    version = version.split('"')[1]
+    if not LABELLED_COMMANDS.intersection(sys.argv):
+        return version
+    torch = import_torch()
+    from torch.utils import cpp_extension
+
+    build = choose_build(torch, cpp_extension.CUDA_HOME)
+    with_what = {"cuda": torch.version.cuda, "rocm": torch.version.hip, "cpu": ""}[build] or ""
+    device = {"cuda": "cu", "rocm": "rocm", "cpu": "cpu"}[build]
+    device += "".join(with_what.split(".")[:2])
+    return f"{version}+torch{'.'.join(torch.__version__.split('.')[:2])}.{device}"
 
 
 def make_build_info(torch: Any, build: str, sanitize: str) -> str:
@@ -173,6 +192,6 @@ if int(setuptools.__version__.split(".")[0]) < 77:
     refuse(f"setuptools {setuptools.__version__} is too old for pyproject.toml; it needs 77.")
 if COMPILING_COMMANDS.intersection(sys.argv):
     ext_modules, cmdclass = make_extension()
-    setup(ext_modules=ext_modules, cmdclass=cmdclass)
+    setup(version=make_version(), ext_modules=ext_modules, cmdclass=cmdclass)
 else:
-    setup()
+    setup(version=make_version())

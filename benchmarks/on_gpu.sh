@@ -8,6 +8,9 @@
 #   benchmarks/on_gpu.sh host                   what streaming costs the host per piece
 #   benchmarks/on_gpu.sh attach                time and host memory of attaching
 #   benchmarks/on_gpu.sh sanitize              the GPU tests under compute-sanitizer memcheck
+#   benchmarks/on_gpu.sh bench:flux            engines side by side
+#   benchmarks/on_gpu.sh probe                 what each link carries
+#   benchmarks/on_gpu.sh packages              sdist, wheel, and a model streamed from the wheel
 #   benchmarks/on_gpu.sh demo                  make demo
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -41,6 +44,11 @@ for what in "$@"; do
       compute-sanitizer --tool memcheck --error-exitcode 9 \
         $PYTHON -m pytest -q -m gpu tests/gpu -k "not full" >"$OUT/sanitizer.log" 2>&1 || failed=1
       tail -5 "$OUT/sanitizer.log" ;;
+    bench:*)
+      $PYTHON -m blockswap bench --model "${what#bench:}" --out "$OUT/$stamp-${what#bench:}-bench.json" \
+        --picture "$OUT/${what#bench:}-bench.png" || failed=1 ;;
+    probe) $PYTHON -m blockswap probe --out "$OUT/$stamp-probe.json" --picture "$OUT/probe.png" || failed=1 ;;
+    packages) PYTHON="$PYTHON" .ci/check_packages.sh || failed=1 ;;
     demo) timeout 100 make demo PYTHON="$PYTHON" || failed=1 ;;
     *) echo "unknown: $what"; failed=1 ;;
   esac
