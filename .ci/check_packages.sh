@@ -30,7 +30,7 @@ echo "$(basename "$sdist"), $(basename "$wheel")"
   >"$(echo "$work"/venv/lib/python*/site-packages)/requirements.pth"
 "$work/venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps --no-index "$wheel"
 cd "$work"
-env -i PATH="$work/venv/bin" HOME="$work" PYTHONSAFEPATH=1 python - <<'PY'
+env -i PATH="$work/venv/bin" HOME="$work" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}" PYTHONSAFEPATH=1 python - <<'PY'
 import copy
 import importlib.metadata
 from pathlib import Path
@@ -56,4 +56,4 @@ with torch.no_grad(), blockswap.attach(model, device=device, offload=4) as sessi
 assert all(torch.equal(output, expected) for output in outputs)
 print(f"blockswap {label} streams from a wheel on {device}")
 PY
-env -i PATH="$work/venv/bin" HOME="$work" blockswap version
+env -i PATH="$work/venv/bin" HOME="$work" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}" blockswap version
