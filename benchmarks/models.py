@@ -94,8 +94,10 @@ def measure_in_turns(
         )
         return turns.model, turns.output, beside
 
-    with quiet_core():
-        return measure(model, inputs, resident, options, 0, beside=twin.num_bytes, timer=timer)
+    beside = twin.num_bytes
+    return measure(
+        model, inputs, resident, options, 0, beside=beside, timer=timer, around=quiet_core()
+    )
 
 
 def run_model(

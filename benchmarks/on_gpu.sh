@@ -9,6 +9,7 @@
 #   benchmarks/on_gpu.sh attach                time and host memory of attaching
 #   benchmarks/on_gpu.sh sanitize              the GPU tests under compute-sanitizer memcheck
 #   benchmarks/on_gpu.sh bench:flux            engines side by side
+#   benchmarks/on_gpu.sh profile:flux          plans from a profile against steps at ten caps
 #   benchmarks/on_gpu.sh probe                 what each link carries
 #   benchmarks/on_gpu.sh packages              sdist, wheel, and a model streamed from the wheel
 #   benchmarks/on_gpu.sh demo                  make demo
@@ -47,6 +48,9 @@ for what in "$@"; do
     bench:*)
       $PYTHON -m blockswap bench --model "${what#bench:}" --out "$OUT/$stamp-${what#bench:}-bench.json" \
         --picture "$OUT/${what#bench:}-bench.png" || failed=1 ;;
+    profile:*)
+      $PYTHON -m benchmarks.profiles --model "${what#profile:}" \
+        --out "$OUT/$stamp-${what#profile:}-profile.json" || failed=1 ;;
     probe) $PYTHON -m blockswap probe --out "$OUT/$stamp-probe.json" --picture "$OUT/probe.png" || failed=1 ;;
     packages) PYTHON="$PYTHON" .ci/check_packages.sh || failed=1 ;;
     demo) timeout 100 make demo PYTHON="$PYTHON" || failed=1 ;;

@@ -6,6 +6,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def measure(
     *,
     beside: int = 0,
     timer: Timer | None = None,
+    around: AbstractContextManager[None] | None = None,
 ) -> Row:
     """Attach under one setting, learn, time, detach; return the row.
 
@@ -46,6 +48,7 @@ def measure(
         steps: how many to time.
         beside: bytes on the device that are not the model's; a cap is raised by them.
         timer: other than ``steps`` steps in a row.
+        around: entered once the model is attached.
     """
     given = dict(options)
     if "vram" in given:
@@ -59,20 +62,21 @@ def measure(
     session = blockswap.attach(model, **given)
     setup_s = time.perf_counter() - begin
     try:
-        for _ in range(MAX_LEARNING_STEPS):
-            model(**inputs)
+        with around or nullcontext():
+            for _ in range(MAX_LEARNING_STEPS):
+                model(**inputs)
+                watch.sample(session)
+                if session.state == "ready":
+                    break
+            timed_steps(model, inputs, WARM_STEPS)
+            predicted_ms = session.report().predicted_ms  # fixed before the timed steps
+            if timer is None:
+                times, output = timed_steps(model, inputs, steps)
+            else:
+                times, output, resident = timer(model, session)
             watch.sample(session)
-            if session.state == "ready":
-                break
-        timed_steps(model, inputs, WARM_STEPS)
-        predicted_ms = session.report().predicted_ms  # fixed before the timed steps
-        if timer is None:
-            times, output = timed_steps(model, inputs, steps)
-        else:
-            times, output, resident = timer(model, session)
-        watch.sample(session)
-        report = session.report()
-        identical = torch.equal(output, resident.output)
+            report = session.report()
+            identical = torch.equal(output, resident.output)
     finally:
         session.detach()
     row = _make_row(resident, report, watch, times, predicted_ms)
