@@ -1,7 +1,7 @@
 """The command line: `blockswap bench | demo | plan | probe | doctor | version`.
 
-Exit codes: 0 done; 1 it ran and the result is wrong or the device failed; 2 bad input, one line on
-stderr; 130 interrupted.
+Exit codes: 0 done; 1 it ran and the result is wrong, or memory or a disk ran out; 2 bad input or a
+device that cannot be used, one line on stderr; 130 interrupted.
 """
 
 from __future__ import annotations

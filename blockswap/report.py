@@ -131,7 +131,7 @@ class Report:
     host_bytes: int  # homes in host memory
     pinned_bytes: int
     pool_bytes: int = 0  # small parameters, residents and ring, as allocated now
-    peak_device_bytes: int | None = None  # pool mapped + torch reserved, since attach
+    peak_device_bytes: int | None = None  # pool + what PyTorch has allocated, since attach
     # Traffic per step.
     streamed_bytes: int
     copies_per_step: int

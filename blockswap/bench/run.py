@@ -113,7 +113,7 @@ def run_bench(request: BenchRequest, say: Say, command: str) -> list[Comparison]
     """
     engines = request.chosen_engines()
     missing = [engine.name for engine in PEERS if not engine.is_installed]
-    if missing:
+    if missing and request.device != "cpu":
         say("missing", f"{', '.join(missing)}: not installed, left out")
     result: dict[str, Any] = make_head(command) | {"rows": []}
     comparisons: list[Comparison] = []

@@ -82,7 +82,7 @@ class DemoResult:
     resident_step_ms: float
     step_ms: float
     resident_peak_bytes: int | None  # torch reserved; None on a CPU
-    peak_bytes: int | None  # pool and torch reserved
+    peak_bytes: int | None  # pool and what PyTorch has allocated
     report: Report
     timeline: Timeline | None
 
@@ -131,8 +131,7 @@ def run_demo(request: DemoRequest, say: Say) -> DemoResult:
         try:
             swapped = _run(pipe, model, request, "swapped run")
             report, timeline = session.report(), session.timeline()
-            if session.state == "ready":
-                Profile.of(session).save(folder / "profile.json")
+            profile = Profile.of(session) if session.state == "ready" else None
             peak_bytes = None if device.type == "cpu" else report.peak_device_bytes
         finally:
             session.detach()  # also on Ctrl-C: the model is whole again
@@ -151,6 +150,9 @@ def run_demo(request: DemoRequest, say: Say) -> DemoResult:
     say("weights", _describe_weights(report))
     title = f"{name}, {model.family} {model.size}, on {device}"
     files = outputs.write_outputs(folder, result, swapped.image, resident.image, title)
+    if profile is not None:
+        profile.save(folder / "profile.json")
+        files.append("profile.json")
     say("written", f"{folder}: {', '.join(files)}")
     return result
 
