@@ -4,6 +4,8 @@ Settings, all read from the environment:
   BLOCKSWAP_BUILD     auto (default), cuda, rocm or cpu. auto follows the installed torch, never the
                       GPUs of this machine: what is built here may run elsewhere.
   BLOCKSWAP_SANITIZE  address or thread: a slow build that finds memory errors or races.
+  BLOCKSWAP_LABEL     1: the version names the torch and the device, as in 0.1.0+torch2.13.cpu; for
+                      wheels that are handed out. An index wants the sdist's own version.
   BLOCKSWAP_WERROR    1 or 0: warnings are errors (default: 1 in a git checkout, 0 elsewhere).
   CUDA_HOME, CXX, MAX_JOBS, TORCH_CUDA_ARCH_LIST: as for any PyTorch extension.
 
@@ -29,8 +31,6 @@ SANITIZERS = {
 }
 # Commands that compile. All others (sdist, metadata) work without torch.
 COMPILING_COMMANDS = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"}
-# A wheel fits one minor of torch and one kind of device; its metadata must bear the same version.
-LABELLED_COMMANDS = {"bdist_wheel", "dist_info", "editable_wheel"}
 
 
 def refuse(reason: str) -> None:
@@ -88,11 +88,11 @@ def collect_sources(build: str, has_nvcc: bool) -> list[str]:
 
 
 def make_version() -> str:
-    """The version; of a wheel and its metadata with the torch that it was built for."""
+    """The version; where asked, with the torch that it is built for: a wheel fits one minor."""
     text = (ROOT / "blockswap" / "__init__.py").read_text()
     version = next(line for line in text.splitlines() if line.startswith("__version__"))
     version = version.split('"')[1]
-    if not LABELLED_COMMANDS.intersection(sys.argv):
+    if os.environ.get("BLOCKSWAP_LABEL", "") != "1" or "sdist" in sys.argv:
         return version
     torch = import_torch()
     from torch.utils import cpp_extension

@@ -19,7 +19,7 @@ git archive HEAD | tar -x -C "$work/tree"
   "from setuptools import build_meta; build_meta.build_sdist('$work/dist')" >"$work/sdist.log" 2>&1) ||
   { tail -20 "$work/sdist.log"; exit 1; }
 sdist=$(echo "$work"/dist/*.tar.gz)
-"$python" -m pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps --no-index \
+BLOCKSWAP_LABEL=1 "$python" -m pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps --no-index \
   -w "$work/dist" "$sdist"
 wheel=$(echo "$work"/dist/*.whl)
 echo "$(basename "$sdist"), $(basename "$wheel")"
@@ -33,6 +33,7 @@ cd "$work"
 env -i PATH="$work/venv/bin" HOME="$work" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}" PYTHONSAFEPATH=1 python - <<'PY'
 import copy
 import importlib.metadata
+import sys
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ from torch import nn
 
 import blockswap
 
-assert "venv" in blockswap.__file__, blockswap.__file__
+assert Path(blockswap.__file__).is_relative_to(sys.prefix), blockswap.__file__
 label = importlib.metadata.version("blockswap")
 assert f"+torch{'.'.join(torch.__version__.split('.')[:2])}." in label, label
 assert not list(Path(blockswap.__file__).parent.rglob("*.cpp"))

@@ -54,9 +54,11 @@ def make_table(results: list[tuple[str, dict[str, Any]]]) -> str:
             f" | {row['efficiency']:.3f} | {'yes' if row['bit_identical'] else 'NO'} |"
         )
     files = {name for name, _ in rows}
-    head = next(result for name, result in results if name in files)
+    heads = [result for name, result in results if name in files]
+    head = heads[-1]
+    dates = " to ".join(sorted({heads[0]["date"], heads[-1]["date"]}))
     links = ", ".join(f"[{name}](benchmarks/results/{name})" for name in sorted(files))
-    lines += ["", f"{head['gpu']}, {head['date']}, torch {head['torch']}, bf16, eager: {links}."]
+    lines += ["", f"{head['gpu']}, {dates}, torch {head['torch']}, bf16, eager: {links}."]
     return "\n".join(lines)
 
 

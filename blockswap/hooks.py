@@ -47,39 +47,35 @@ class Entrance(Protocol):
 class Hooks:
     """All hooks of one session; removed together.
 
-    Model, blocks and leaves get a forward of their own in front of theirs: a hook of PyTorch costs
-    the host several times as much, and hears nothing of Ctrl-C. Only the leaves of a compiled block
-    get PyTorch's hooks.
+    The model and its blocks get a forward of their own in front of theirs: a hook of PyTorch costs
+    the host several times as much, and hears nothing of Ctrl-C. The leaves get PyTorch's hooks.
     """
 
     def __init__(self, session: Entrance, model: nn.Module, blocks: list[nn.Module]) -> None:
         self._model = model
         self._session = session
         self._blocks = blocks
-        enter = functools.partial(_model_forward, session, model)
-        self._doors = [_Door(module, enter) for module in (model, *blocks)]
-        self._leaf_doors: list[_Door] = []
+        self._doors = [_Door(session, model, module) for module in (model, *blocks)]
         self._leaf_handles: list[RemovableHandle] = []
         self._before, self._after = _leaf_hooks(session)
 
     def place(self, learns: bool) -> None:
-        """Hear of leaves: of all while learning, else of the ends of streamed pieces.
+        """Put hooks on the leaves: on all while learning, else on the ends of streamed pieces.
 
         A leaf that runs again after its piece was released calls for the piece once more.
 
-        A compiled block needs hooks on all of its leaves, always: see `_leaf_hooks`.
+        A compiled block needs them on all of its leaves, always: see `_leaf_hooks`.
         """
         self._session.gate.learns = learns
-        self._remove_from_leaves()
-        announce = functools.partial(_leaf_forward, self._before, self._after)
+        everywhere = learns or self.is_compiled
+        self._remove(self._leaf_handles)
         for module, unit in self._session.units.items():
-            if self.is_compiled:
-                self._leaf_handles += [
-                    module.register_forward_pre_hook(self._before),
-                    module.register_forward_hook(self._after, always_call=True),
-                ]
-            elif learns or unit.is_first or unit.is_last or unit.is_repeated:
-                self._leaf_doors.append(_Door(module, announce))
+            if everywhere or unit.is_first or unit.is_repeated:
+                self._leaf_handles.append(module.register_forward_pre_hook(self._before))
+            if everywhere or unit.is_last:
+                self._leaf_handles.append(
+                    module.register_forward_hook(self._after, always_call=True)
+                )
 
     @property
     def is_compiled(self) -> bool:
@@ -89,44 +85,50 @@ class Hooks:
 
     def remove(self) -> None:
         """Take every hook off."""
-        self._remove_from_leaves()
+        self._remove(self._leaf_handles)
         for door in self._doors:
             door.remove()
 
-    def _remove_from_leaves(self) -> None:
-        for door in self._leaf_doors:
-            door.remove()
-        for handle in self._leaf_handles:
+    @staticmethod
+    def _remove(handles: list[RemovableHandle]) -> None:
+        for handle in handles:
             handle.remove()
-        self._leaf_handles.clear()
-        self._leaf_doors.clear()
-
-
-Forward = Callable[..., Any]
+        handles.clear()
 
 
 class _Door:
-    """A forward in front of a module's own, which it calls.
+    """A module's forward, entered through a session unless its model runs already."""
 
-    Args:
-        module: whose.
-        make: gets the module and its own forward, returns the one to stand in front.
-    """
-
-    def __init__(self, module: nn.Module, make: Callable[[nn.Module, Forward], Forward]) -> None:
+    def __init__(self, session: Entrance, model: nn.Module, module: nn.Module) -> None:
+        gate, outermost = session.gate, weakref.ref(model)
         self._module = module
         self._had = had = module.__dict__.get("forward")  # put there by another tool
         self._is_removed = is_removed = [False]
 
-        def original(*args: Any, **kwargs: Any) -> Any:
-            # Looked up at each call: tools exchange the class of a module, or its class's forward.
-            return had(*args, **kwargs) if had else type(module).forward(module, *args, **kwargs)
-
-        ours = make(module, original)
-
         @functools.wraps(module.forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return original(*args, **kwargs) if is_removed[0] else ours(*args, **kwargs)
+            # Looked up at each call: tools exchange the class of a module, or its class's forward.
+            original = had or functools.partial(type(module).forward, module)
+            if torch.compiler.is_compiling() or is_removed[0]:
+                return original(*args, **kwargs)
+            root = gate.root
+            inside = root is not None and root is not module and root is outermost()
+            if inside and gate.owner == get_ident():
+                return original(*args, **kwargs)
+            session.enter(module, args, kwargs)
+            try:
+                output = original(*args, **kwargs)
+            except Exception:
+                try:
+                    session.leave(module, completed=False)
+                except Exception:
+                    logger.exception("%s failed, and closing it, too", type(module).__name__)
+                raise
+            except BaseException:
+                session.abort()
+                raise
+            session.leave(module)
+            return output
 
         self._forward = forward
         module.forward = forward
@@ -139,55 +141,6 @@ class _Door:
                 del self._module.forward
             else:
                 self._module.forward = self._had
-
-
-def _model_forward(
-    session: Entrance, model: nn.Module, module: nn.Module, original: Forward
-) -> Forward:
-    """Return a forward that enters through the session unless its model runs already."""
-    gate, outermost = session.gate, weakref.ref(model)
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return original(*args, **kwargs)
-        root = gate.root
-        inside = root is not None and root is not module and root is outermost()
-        if inside and gate.owner == get_ident():
-            return original(*args, **kwargs)
-        session.enter(module, args, kwargs)
-        try:
-            output = original(*args, **kwargs)
-        except Exception:
-            try:
-                session.leave(module, completed=False)
-            except Exception:
-                logger.exception("%s failed, and closing it, too", type(module).__name__)
-            raise
-        except BaseException:
-            session.abort()
-            raise
-        session.leave(module)
-        return output
-
-    return forward
-
-
-def _leaf_forward(
-    before: Callable[..., None], after: Callable[..., None], module: nn.Module, original: Forward
-) -> Forward:
-    """Return a forward that does what a leaf's two hooks do."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        before(module, args)
-        try:
-            output = original(*args, **kwargs)
-        except Exception:
-            after(module, args, None)
-            raise
-        after(module, args, output)
-        return output
-
-    return forward
 
 
 def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., None]]:

@@ -30,6 +30,7 @@ def row(engine: str, gib: float, ms: float, status: str = "ok", **settings: Any)
         "status": status,
         "peak_allocated_bytes": int(gib * GIB),
         "step_ms": ms,
+        "bit_identical": True,
     }
 
 
@@ -265,6 +266,26 @@ def test_the_command_fails_where_another_engine_is_faster(tmp_path: Path) -> Non
     done = CliRunner().invoke(app, ["bench", "--draw", "--out", str(out)])
     assert done.exit_code == 1
     assert "SLOWER" in done.output
+
+
+def test_the_command_fails_where_our_output_differs_or_ours_did_not_run(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    other = row("diffusers-leaf", 0.61, 484.0)
+    for ours in (SMALLEST | {"bit_identical": False}, SMALLEST | {"status": "refused: no"}):
+        out.write_text(json.dumps({"rows": [RESIDENT, ours, other]}))
+        assert CliRunner().invoke(app, ["bench", "--draw", "--out", str(out)]).exit_code == 1
+
+
+def test_what_fails_in_ours_becomes_a_row_and_the_bench_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(bench_run, "measure", measure)
+    rows = run_with([Engine("plain", "torch", plain)], tmp_path / "bench.json", monkeypatch)
+    assert rows["blockswap"]["status"] == "failed: OutOfMemoryError: no memory"
+    assert rows["plain"]["status"] == "ok"
 
 
 @pytest.mark.parametrize(

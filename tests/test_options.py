@@ -271,13 +271,7 @@ def test_check_poisons_what_was_released(check: bool) -> None:
     model = make_stack()
     slots: list[torch.Tensor] = []
     poisoned: list[bool] = []
-    mix = model.blocks[2].mix
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        slots.append(mix.bias.data)
-        return nn.Linear.forward(mix, x)
-
-    mix.forward = forward  # type: ignore[method-assign]
+    model.blocks[2].mix.register_forward_hook(lambda m, *_: slots.append(m.bias.data))
     model.blocks[3].norm.register_forward_pre_hook(
         lambda *_: poisoned.append(bool(slots[-1].isnan().all()))
     )

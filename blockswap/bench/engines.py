@@ -71,19 +71,20 @@ def _whole_model(model: nn.Module, device: torch.device, _: dict[str, Any]) -> C
     return _nothing
 
 
-def _mmgp(model: nn.Module, device: torch.device, settings: dict[str, Any]) -> Callable[[], None]:
-    from mmgp import offload
+def _mmgp(model: nn.Module, _: torch.device, settings: dict[str, Any]) -> Callable[[], None]:
+    from mmgp import offload  # it knows the current device alone
 
-    torch.cuda.set_device(device)  # it knows the current one alone
-
-    before = torch.get_default_device()
-    manager = offload.all(
-        {"transformer": model}, pinnedMemory=True, quantizeTransformer=False, **settings
-    )
+    try:
+        manager = offload.all(
+            {"transformer": model}, pinnedMemory=True, quantizeTransformer=False, **settings
+        )
+    except BaseException:
+        torch.set_default_device(None)  # it sets its own for the whole process
+        raise
 
     def undo() -> None:
         manager.release()
-        torch.set_default_device(before)  # it sets its own for the whole process
+        torch.set_default_device(None)
 
     return undo
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import importlib.util
 import json
 import statistics
 import time
@@ -83,6 +84,8 @@ class BenchRequest:
             raise ConfigError(f"unknown size {self.size}: tiny or full")
         if self.steps < MIN_STEPS:
             raise ConfigError(f"{self.steps} steps are too few to time: give {MIN_STEPS} or more")
+        if importlib.util.find_spec("diffusers") is None:
+            raise ConfigError("blockswap bench needs diffusers: pip install diffusers")
         if self.device != "cpu" and not torch.cuda.is_available():
             raise ConfigError(
                 f"device {self.device}: this machine has no GPU that torch sees; --device cpu runs"
@@ -139,7 +142,13 @@ def _rows_of(kind: zoo.Kind, request: BenchRequest, engines: Sequence[Engine]) -
         model = zoo.build(kind, request.size, dtype, "cpu", 0, draw_on=draw_on)
     inputs = zoo.make_inputs(kind, model, device, dtype, 1)
     _clean_up()
-    resident, row = _run_resident(model, inputs, request.steps, device)
+    try:
+        resident, row = _run_resident(model, inputs, request.steps, device)
+    except torch.OutOfMemoryError:
+        raise ConfigError(
+            f"{kind} does not fit whole on {request.device}, and there is nothing to compare bits"
+            " and speed with: choose another --model, or --size tiny"
+        ) from None
     yield row
     smallest = _run_ours(model, inputs, resident, _smallest_options(model), request)
     yield smallest
@@ -236,15 +245,19 @@ def _run_ours(
 ) -> Row:
     """Return our row; a cap too small for whole blocks' surroundings streams those, too."""
     where = {"device": request.device}
+    is_too_small = False
     try:
-        try:
-            row = measure(_fresh(model), inputs, resident, options | where, request.steps)
-        except CapError:
-            options = options | {"mode": "layerwise"}
-            row = measure(_fresh(model), inputs, resident, options | where, request.steps)
+        row = measure(_fresh(model), inputs, resident, options | where, request.steps)
+    except CapError as error:
+        is_too_small = options.get("mode") != "layerwise"
+        row = {"engine": "blockswap", "status": f"refused: {error}"}
     except BlockswapError as error:
         row = {"engine": "blockswap", "status": f"refused: {error}"}
-    _clean_up()
+    except ENGINE_ERRORS as error:
+        row = {"engine": "blockswap", "status": f"failed: {type(error).__name__}: {error}"}
+    _clean_up()  # outside the handlers, whose tracebacks hold the model
+    if is_too_small:
+        return _run_ours(model, inputs, resident, options | {"mode": "layerwise"}, request)
     return row | {"settings": options}
 
 
