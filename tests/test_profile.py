@@ -94,7 +94,7 @@ def test_a_cap_below_the_smallest_plan_is_refused_with_both_numbers(profile):
     [
         (lambda text: text[: len(text) // 2], "no profile"),
         (lambda text: "[]", "no profile"),
-        (lambda text: text.replace('"seconds": ', '"seconds": -', 1), "seconds"),
+        (lambda text: text.replace('"seconds": ', '"seconds": -1', 1), "seconds"),
         (
             lambda text: text.replace('"schema_version": 1', '"new": 0, "schema_version": 9'),
             "schema 9",
