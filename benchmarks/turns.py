@@ -35,7 +35,7 @@ class Turns:
         model: streamed.
         twin: unhooked, the link idle.
         busy_twin: unhooked, while as many bytes as the model streams cross the link in each step.
-            No engine that streams is faster: launches of kernels cross the same link.
+            What an engine without any cost of its own would reach.
     """
 
     model: list[float] = field(default_factory=list)

@@ -110,7 +110,8 @@ def _timed_by_events(
         samples_ms = []
         for _ in range(NUM_SAMPLES):
             if is_async:
-                # What is timed is enqueued behind this: the host's pace does not show.
+                # Over a host's link, what is timed is enqueued behind this: the host's pace does
+                # not show. Small copies within a device or between two still show it.
                 target.copy_(source, non_blocking=True)
             begin.record(stream)
             copy(num_copies)
