@@ -8,6 +8,7 @@ from typing import Any, overload
 
 from torch import nn
 
+from blockswap.attached import session_of
 from blockswap.blocks import Block, find_blocks, list_counts
 from blockswap.config import SwapConfig
 from blockswap.errors import ConfigError, UseError
@@ -16,16 +17,20 @@ from blockswap.pieces import Leaves, find_leaves
 from blockswap.pipeline import PipelineSession, attach_pipeline, is_pipeline
 from blockswap.preflight import check_attachable
 from blockswap.request import Requests
-from blockswap.session import Session, session_of
+from blockswap.session import Session
+from blockswap.together import Together, members_of, name_of
 
 ALIGNMENT = 256
+
+
+Size = int | float | str
 
 
 @overload
 def attach(
     model: nn.Module,
-    vram: int | float | str | None = None,
-    *,
+    *others: nn.Module | Size | None,
+    vram: Size | None = None,
     config: SwapConfig | None = None,
     **options: Any,
 ) -> Session: ...
@@ -34,8 +39,8 @@ def attach(
 @overload
 def attach(
     model: Any,
-    vram: int | float | str | None = None,
-    *,
+    *others: Any,
+    vram: Size | None = None,
     config: SwapConfig | None = None,
     **options: Any,
 ) -> Session | PipelineSession: ...
@@ -43,8 +48,8 @@ def attach(
 
 def attach(
     model: Any,
-    vram: int | float | str | None = None,
-    *,
+    *others: Any,
+    vram: Size | None = None,
     config: SwapConfig | None = None,
     **options: Any,
 ) -> Session | PipelineSession:
@@ -57,6 +62,8 @@ def attach(
         model: with weights in memory, on the CPU or a device; any module whose blocks are found.
             Or a diffusers pipeline: its denoisers stream, each other component moves to the device
             whole for its turn and back.
+        others: further models that run behind it in each step, in this order: all of them share the
+            cap and stream in one cycle. Or ``vram``.
         vram: hard cap on device memory, as in `SwapConfig`; None: what is free.
         config: all settings at once, instead of ``vram`` and options.
         options: the other fields of `SwapConfig`.
@@ -77,31 +84,64 @@ def attach(
     >>> y = model(torch.ones(1, 256))
     >>> session.detach()
     """
+    if len(others) == 1 and not isinstance(others[0], nn.Module) and not is_pipeline(others[0]):
+        if vram is not None:
+            raise ConfigError("vram is given twice, by place and by name")
+        (vram,), others = others, ()
     if config is None:
         config = SwapConfig.from_kwargs(vram=vram, **options)
     elif vram is not None or options:
         raise ConfigError("give either config= or options, not both")
+    if others:
+        return _attach_models([model, *others], config)
     if is_pipeline(model):
         return attach_pipeline(model, config, _attach_model)
     return _attach_model(model, config)
 
 
 def _attach_model(model: Any, config: SwapConfig) -> Session:
-    live = session_of(model) if isinstance(model, nn.Module) else None
-    if live is not None:
-        return _same(live, config)
-    check_attachable(model)
-    _refuse_running(model)
-    blocks = find_blocks(model, config.blocks)
-    _refuse_impossible(model, blocks, config)
-    return Session(model, config, blocks)
+    return _attach_models([model], config)
 
 
-def _same(live: Session, config: SwapConfig) -> Session:
+def _attach_models(models: list[Any], config: SwapConfig) -> Session:
+    if len(models) > 1 and any(is_pipeline(model) for model in models):
+        raise ConfigError("a pipeline is attached alone: its denoisers share nothing with others")
+    live = [session_of(model) if isinstance(model, nn.Module) else None for model in models]
+    if any(session is not None for session in live):
+        return _same(models, live, config)
+    for model in models:
+        check_attachable(model)
+        _refuse_running(model)
+    _refuse_nested(models)
+    whole = models[0] if len(models) == 1 else Together(models)
+    blocks = find_blocks(whole, config.blocks)
+    _refuse_impossible(whole, blocks, config)
+    return Session(whole, config, blocks)
+
+
+def _refuse_nested(models: list[nn.Module]) -> None:
+    for index, model in enumerate(models):
+        inside = set(model.modules())
+        for other in models[:index] + models[index + 1 :]:
+            if other in inside:
+                raise ConfigError(
+                    f"{type(other).__name__} is given twice, or is part of {type(model).__name__}:"
+                    " give each model once"
+                )
+
+
+def _same(models: list[Any], sessions: list[Session | None], config: SwapConfig) -> Session:
+    live = next(session for session in sessions if session is not None)
+    members = list(members_of(live.model).values())
+    if len(members) != len(models) or any(a is not b for a, b in zip(members, models, strict=True)):
+        raise UseError(
+            f"{name_of(live.model)} is attached already, and not as it is asked for now: call"
+            " session.detach() first"
+        )
     different = live.config.differences(config)
     if different:
         raise UseError(
-            f"{type(live.model).__name__} is attached with other settings"
+            f"{name_of(live.model)} is attached with other settings"
             f" ({', '.join(different)} differ): call session.detach() first"
         )
     live.resume()
@@ -118,8 +158,7 @@ def _refuse_impossible(model: nn.Module, blocks: list[Block], config: SwapConfig
     sizes = [_image_bytes([p for _, p in leaf.parameters]) for leaf in leaves.streamable]
     if not sizes:
         raise ConfigError(
-            f"the blocks of {type(model).__name__} hold no module of 64 KiB or more: nothing to"
-            " stream"
+            f"the blocks of {name_of(model)} hold no module of 64 KiB or more: nothing to stream"
         )
     requests = Requests(leaves, resolved, config.priorities, sizes, lambda *_: True)
     ring = resolved.swap_space_bytes

@@ -79,6 +79,7 @@ class Gate:
     live: int = -1  # the piece that was acquired and not yet released
     runs_left: int = 0  # of the leaf that ends the live piece
     root: Any = None  # the outermost module of ours that runs
+    is_whole: bool = False  # and it is a model, not a block that was called alone
     owner: int = 0  # the thread that runs it
     touched: set[Unit] = field(default_factory=set)  # looked at since the last forward
     # Called with a unit whose weight is read by somebody else; weak, as Unit says.

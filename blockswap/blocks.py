@@ -13,6 +13,7 @@ from blockswap import structure
 from blockswap.errors import ConfigError
 from blockswap.options import Priority, nearest
 from blockswap.preflight import require_module
+from blockswap.together import members_of
 
 _PATTERN_SIGNS = frozenset("*?[")
 
@@ -56,9 +57,12 @@ def find_blocks(
             explicit = (explicit,)
         found = _explicit_modules(model, names, list(explicit))
     else:
-        found = structure.find_modules(model)
-        if not found:
-            raise ConfigError(_nothing_found(model))
+        found = []
+        for part in members_of(model).values():
+            inside = structure.find_modules(part)
+            if not inside:
+                raise ConfigError(_nothing_found(part))
+            found += inside
     order = {module: index for index, module in enumerate(names)}
     return [
         Block(names[module], structure.list_name(names[module], model), module)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import weakref
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any, Protocol
@@ -51,11 +50,11 @@ class Hooks:
     the host several times as much, and hears nothing of Ctrl-C. The leaves get PyTorch's hooks.
     """
 
-    def __init__(self, session: Entrance, model: nn.Module, blocks: list[nn.Module]) -> None:
-        self._model = model
+    def __init__(self, session: Entrance, models: list[nn.Module], blocks: list[nn.Module]) -> None:
+        self._models = models
         self._session = session
         self._blocks = blocks
-        self._doors = [_Door(session, model, module) for module in (model, *blocks)]
+        self._doors = [_Door(session, module) for module in (*models, *blocks)]
         self._leaf_handles: list[RemovableHandle] = []
         self._before, self._after = _leaf_hooks(session)
 
@@ -80,7 +79,7 @@ class Hooks:
     @property
     def is_compiled(self) -> bool:
         """Whether the model or its first block was given to ``compile()``."""
-        modules = [self._model, *self._blocks[:1]]
+        modules = [*self._models, *self._blocks[:1]]
         return any(module._compiled_call_impl is not None for module in modules)
 
     def remove(self) -> None:
@@ -99,8 +98,8 @@ class Hooks:
 class _Door:
     """A module's forward, entered through a session unless its model runs already."""
 
-    def __init__(self, session: Entrance, model: nn.Module, module: nn.Module) -> None:
-        gate, outermost = session.gate, weakref.ref(model)
+    def __init__(self, session: Entrance, module: nn.Module) -> None:
+        gate = session.gate
         self._module = module
         self._had = had = module.__dict__.get("forward")  # put there by another tool
         self._is_removed = is_removed = [False]
@@ -111,8 +110,7 @@ class _Door:
             original = had or functools.partial(type(module).forward, module)
             if torch.compiler.is_compiling() or is_removed[0]:
                 return original(*args, **kwargs)
-            root = gate.root
-            inside = root is not None and root is not module and root is outermost()
+            inside = gate.is_open and gate.is_whole and gate.root is not module
             if inside and gate.owner == get_ident():
                 return original(*args, **kwargs)
             session.enter(module, args, kwargs)

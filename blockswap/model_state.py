@@ -215,9 +215,9 @@ class ModelState:
 
     # One forward ---------------------------------------------------------------------------------
 
-    def begin_step(self) -> None:
-        """Bind parameters to the device."""
-        self.engine.begin_step(self.token)
+    def begin_step(self, continues: bool) -> None:
+        """Bind parameters to the device; ``continues``: a further part of the same step."""
+        self.engine.begin_step(self.token, continues)
         self.binding.bind()
 
     def end_step(self) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from blockswap.blocks import Block, find_blocks
+from blockswap.together import members_of
 
 # Smaller leaves (norms, small projections) never stream: they cost more calls than bytes. In a
 # model whose largest leaf is small itself, the bound is a share of that one.
@@ -53,12 +54,12 @@ class Leaves:
 def find_leaves(model: nn.Module, blocks: list[Block], include_outside: bool) -> Leaves:
     """Return the leaves of ``blocks``; with ``include_outside`` those of the other modules, too.
 
-    The model's first parameter never streams: code asks it for the model's device and dtype.
+    A model's first parameter never streams: code asks it for the model's device and dtype.
     """
     shared = _shared_parameters(model)
     largest = max((_own_bytes(module) for module in model.modules()), default=0)
     least = int(min(MIN_LEAF_BYTES, MIN_LEAF_SHARE * largest))
-    first = next(iter(model.parameters()), None)
+    firsts = {next(part.parameters(), None) for part in members_of(model).values()}
     leaves = Leaves()
     names = {module: name for name, module in model.named_modules()}
     inside: set[nn.Module] = set()
@@ -66,12 +67,12 @@ def find_leaves(model: nn.Module, blocks: list[Block], include_outside: bool) ->
         leaves.blocks.append((block.name, block.list_name))
         for module in block.module.modules():
             inside.add(module)
-            _add(leaves, names[module], module, len(leaves.blocks) - 1, shared, None, True, least)
+            _add(leaves, names[module], module, len(leaves.blocks) - 1, shared, set(), True, least)
     if include_outside:
         leaves.blocks.append((OUTSIDE, OUTSIDE))
         for module, name in names.items():
             if module not in inside:
-                _add(leaves, name, module, len(leaves.blocks) - 1, shared, first, False, least)
+                _add(leaves, name, module, len(leaves.blocks) - 1, shared, firsts, False, least)
     return leaves
 
 
@@ -81,7 +82,7 @@ def _add(
     module: nn.Module,
     block: int,
     shared: set[nn.Parameter],
-    first: nn.Parameter | None,
+    firsts: set[nn.Parameter | None],
     in_block: bool,
     least_bytes: int,
 ) -> None:
@@ -91,7 +92,7 @@ def _add(
     holds_modules = any(child._parameters for child in module.modules() if child is not module)
     if in_block and not holds_modules:
         leaves.block_bytes += sum(p.nbytes for _, p in own)
-    is_first = any(p is first for _, p in own)
+    is_first = any(p in firsts for _, p in own)
     # A module that also holds others reads its own tensors at any time: they stay.
     if num_bytes >= max(1, least_bytes) and not holds_modules and not is_first:
         index = len(leaves.streamable)

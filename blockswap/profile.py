@@ -13,6 +13,7 @@ from blockswap import _C
 from blockswap.errors import CapError, ConfigError, UseError
 from blockswap.request import MARGIN_BYTES
 from blockswap.sizes import format_bytes
+from blockswap.together import name_of
 
 if TYPE_CHECKING:
     from blockswap.session import Session
@@ -86,7 +87,7 @@ class Profile(BaseModel):
             for leaf in steward.request.leaves
         ]
         return cls(
-            model=type(session.model).__name__,
+            model=name_of(session.model),
             device=_device_name(state.device),
             blocks=[(block.name, block.list) for block in steward.request.blocks],
             leaves=leaves,

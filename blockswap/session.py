@@ -10,17 +10,19 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from blockswap import attached
 from blockswap.binding import ONE_CALLER, Gate, Unit
 from blockswap.blocks import Block, find_blocks
 from blockswap.callers import is_running
 from blockswap.config import SwapConfig
-from blockswap.errors import BlockswapError, UseError
+from blockswap.errors import UseError
 from blockswap.hooks import Hooks
 from blockswap.learning import shape_key
 from blockswap.model_state import ModelState
 from blockswap.preflight import refuse_grad
 from blockswap.report import Report, State, Timeline
 from blockswap.steward import Steward
+from blockswap.together import Cycle, members_of, name_of
 
 
 class Session:
@@ -40,6 +42,9 @@ class Session:
         self.config = config
         self.gate = Gate()
         self._blocks = blocks
+        self._members = list(members_of(model).values())
+        self._part_of = {member: part for part, member in enumerate(self._members)}.get
+        self._cycle = Cycle(len(self._members))
         self._inside = threading.Lock()
         self._autocast_cached = False
         self._hooks: Hooks | None = None
@@ -140,19 +145,19 @@ class Session:
                 return
             self.abort()  # it was interrupted: nothing told us
         if not self._inside.acquire(blocking=False):
-            raise UseError(f"two forwards of {type(self.model).__name__} at once: {ONE_CALLER}")
+            raise UseError(f"two forwards of {name_of(self.model)} at once: {ONE_CALLER}")
         try:
             if torch.is_grad_enabled():
                 needed = self._state.requires_grad()
                 refuse_grad(self.model, needed, (*args, *kwargs.values()))
-            whole = module is self.model
             with torch.inference_mode(mode=False), torch.no_grad():
                 if self._state.is_restructured() or not self._state.reconcile():
                     self._rebuild()
-                self._steward.before_step(shape_key(args, kwargs) if whole else None)
+                continues = self._go_on(module, args, kwargs)
             self.gate.owner = threading.get_ident()
             self.gate.root, self.gate.live, self.gate.running = module, -1, None
-            self._state.begin_step()
+            self.gate.is_whole = self._part_of(module) is not None
+            self._state.begin_step(continues)
             self._stop_autocast_cache()
             self.gate.is_open = True
         except BaseException:
@@ -173,7 +178,10 @@ class Session:
         if self.gate.root is not module or self.gate.owner != threading.get_ident():
             return
         edited = self._close()
-        self._steward.after_step(completed)
+        part = self._part_of(module)
+        done = completed if part is None else self._cycle.leave(part, completed)
+        if done is not None:
+            self._steward.after_step(done)
         if edited:
             raise UseError(
                 f"{', '.join(edited[:3])} changed during a forward; such a change would be lost:"
@@ -184,6 +192,7 @@ class Session:
         """Close the gate after an interruption; the next forward starts clean."""
         if self.gate.is_open:
             self._close()
+        self._cycle.interrupt()
 
     def fetch_whole(self, unit: Unit) -> None:
         """Copy a unit's weights to the device for the rest of this forward."""
@@ -195,15 +204,27 @@ class Session:
 
     # ---------------------------------------------------------------------------------------------
 
+    def _go_on(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Begin a step, or go on with the open one; whether it goes on."""
+        part = self._part_of(module)
+        if part is None:
+            self._cycle.interrupt()
+            self._steward.before_step(None)
+            return False
+        key = self._cycle.enter(part, shape_key(args, kwargs))
+        if key is not None:
+            self._steward.before_step(key)
+        return key is None
+
     def _start(self) -> None:
         self._state.take()
         try:
             self._steward.start()
             # Hooks hold the session weakly, the model holds it: so both can be collected.
             modules = [block.module for block in self._blocks]
-            self._hooks = Hooks(weakref.proxy(self), self.model, modules)
-            self.model.__dict__["_blockswap_session"] = self
-            self.model.__dict__["__reduce_ex__"] = _refuse_copy
+            self._hooks = Hooks(weakref.proxy(self), self._members, modules)
+            for member in self._members:
+                attached.mark(member, self)
             self._place_hooks()
         except BaseException:
             self._stop(detach=True)
@@ -232,10 +253,9 @@ class Session:
                 self._hooks = None
             self._steward.stop()
             self._state.give_back(detach)
-            self.model.__dict__.pop("_blockswap_session", None)
-            self.model.__dict__.pop("__reduce_ex__", None)
-            if not detach:
-                _paused[self.model] = weakref.ref(self)
+            self._cycle.interrupt()
+            for member in self._members:
+                attached.unmark(member, None if detach else self)
 
         self._between_forwards(stop)
 
@@ -255,6 +275,7 @@ class Session:
 
     def _rebuild(self) -> None:
         """Take the model in anew: modules or parameters came, went or changed shape (LoRA)."""
+        self._cycle.interrupt()
         if self._hooks is not None:
             self._hooks.remove()
         self._hooks = None
@@ -294,27 +315,4 @@ class Session:
         raise UseError("a session cannot be copied: call session.pause() before copying the model")
 
     def __repr__(self) -> str:
-        return f"<blockswap.Session {type(self.model).__name__} {self.state}>"
-
-
-def _refuse_copy(_protocol: object) -> Any:
-    raise UseError(
-        "a model that blockswap streams cannot be copied or pickled as it is: call session.pause()"
-        " first, or save model.state_dict()"
-    )
-
-
-# A paused model bears no trace; attaching it again finds its session here.
-_paused: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()
-
-
-def session_of(model: nn.Module) -> Session | None:
-    """Return the model's session, attached or paused."""
-    found = model.__dict__.get("_blockswap_session")
-    if found is None and model in _paused:
-        found = _paused[model]()
-    if found is not None and not isinstance(found, Session):
-        raise BlockswapError(
-            "model._blockswap_session is not a session: another tool uses the name"
-        )
-    return found if found is not None and found.state != "detached" else None
+        return f"<blockswap.Session {name_of(self.model)} {self.state}>"

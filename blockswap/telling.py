@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from blockswap import _C
 from blockswap.report import BlockStall, PieceSpan, Report, State, Timeline
+from blockswap.together import name_of
 
 if TYPE_CHECKING:
     from blockswap.steward import Steward
@@ -49,7 +50,7 @@ def make_report(steward: Steward, session_state: State) -> Report:
     state = steward.state
     if not state.is_taken:
         return Report(
-            model=type(state.model).__name__,
+            model=name_of(state.model),
             device=str(state.device),
             state=session_state,
             steps=steward.steps,
@@ -76,7 +77,7 @@ def make_report(steward: Steward, session_state: State) -> Report:
     stall_ms = timeline.stall_ms if timeline else 0.0
     streams = bool(streamed)
     return Report(
-        model=type(state.model).__name__,
+        model=name_of(state.model),
         device=str(state.device),
         state=session_state,
         steps=steward.steps,

@@ -160,8 +160,8 @@ void bind_engine(py::module_& m) {
       .def("stop", &Engine::stop, py::call_guard<py::gil_scoped_release>())
       .def("measure", &Engine::measure)
       .def("begin_step",
-           [](Engine& engine, const at::Tensor& token) {
-             engine.begin_step(current_stream(token.device()));
+           [](Engine& engine, const at::Tensor& token, bool continues) {
+             engine.begin_step(current_stream(token.device()), continues);
            })
       .def("end_step",
            [](Engine& engine, const at::Tensor& token) {

@@ -211,7 +211,7 @@ void Engine::perform(Device::Stream compute) {
   }
 }
 
-void Engine::begin_step(Device::Stream compute) {
+void Engine::begin_step(Device::Stream compute, bool continues) {
   if (in_step_) {
     throw UseError("a step begins while another one runs");
   }
@@ -225,8 +225,11 @@ void Engine::begin_step(Device::Stream compute) {
   }
   last_compute_ = compute;
   in_step_ = true;
-  device_->record(begin_, compute);
-  if (measures_) {
+  if (!continues) {
+    device_->record(begin_, compute);
+    ++counters_.steps;
+  }
+  if (measures_ && !continues) {
     for (Track& track : tracks_) {
       track.ran = false;
     }
@@ -281,7 +284,6 @@ void Engine::end_step(Device::Stream compute) {
   }
   last_compute_ = compute;
   stepped_ = true;
-  ++counters_.steps;
 }
 
 void Engine::invalidate(int32_t piece) {

@@ -81,7 +81,8 @@ class Engine {
   // Measures steps from the next one on, or stops: five more events per piece and step. The copies
   // of a step's first pieces are known when the step before was measured, too.
   void measure(bool on) { measures_ = on; }
-  void begin_step(Device::Stream compute);
+  // A step may run in parts, each with a begin and an end; all but the first one `continue` it.
+  void begin_step(Device::Stream compute, bool continues = false);
   void acquire(int32_t piece, Device::Stream compute);
   void release(int32_t piece, Device::Stream compute);
   // Also after an exception: gives back what is live.

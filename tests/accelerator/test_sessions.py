@@ -208,3 +208,21 @@ def test_the_hosts_own_time_is_learned_apart_from_the_devices(accelerator: Modul
         assert learned.host_seconds_per_copy > 0
         assert sum(learned.host_seconds.values()) + learned.head_host_seconds > 0
         assert session._steward.plan.host_seconds > learned.host_seconds_per_copy
+
+
+def test_two_models_of_a_step_stream_in_one_cycle(accelerator: ModuleType) -> None:
+    models = [Chain([128] * 7, seed=seed) for seed in (0, 1)]
+    x = torch.randn(4, 128, generator=torch.Generator().manual_seed(1)).to("fake")
+    with torch.no_grad():
+        for model in models:
+            model.to("fake")
+        expected = models[1](models[0](x)).cpu()
+        for model in models:
+            model.to("cpu")
+    accelerator.set_copy_delay(0.0, 5e-4)
+    with blockswap.attach(*models, device="fake", offload="1GB", check=True) as session:
+        for step in range(STEPS):
+            with torch.no_grad():
+                assert torch.equal(models[1](models[0](x)).cpu(), expected), f"step {step}"
+        assert session.state == "ready"
+        assert session.report().steps == STEPS
