@@ -146,3 +146,18 @@ def test_the_forwards_own_error_is_the_one_that_is_raised() -> None:
             model(X)
         handle.remove()
     assert right is not model
+
+
+def test_a_users_forward_hook_on_a_leaf_reads_weights_through_a_reference_taken_earlier() -> None:
+    model, right = make_pair()
+    for each in (model, right):
+        for block in each.blocks:
+            weight = block.up.weight
+
+            def hook(_: nn.Module, given: Any, output: Any, weight: Any = weight) -> torch.Tensor:
+                added: torch.Tensor = output + nn.functional.linear(given[0], weight)
+                return added
+
+            block.up.register_forward_hook(hook)
+    with attach(model, offload="1GB", check=True):
+        assert_same(model, right, X, 12)
