@@ -20,7 +20,7 @@ from torch import nn
 
 import blockswap
 from benchmarks import command_line
-from benchmarks.turns import Twin, quiet_core, timed_turns, touch_memory
+from benchmarks.turns import Twin, touch_memory
 from blockswap.bench import zoo
 from blockswap.bench.head import make_head
 from blockswap.bench.rows import GIB, Row, measure, one_line
@@ -83,21 +83,24 @@ def measure_in_turns(
     options: dict[str, Any],
     twin: Twin,
 ) -> Row:
-    """Return the row of a model that takes turns with its unhooked twin, on one quiet core."""
+    """Return the row of a model that takes turns with its unhooked twin."""
+    about_turns: Row = {}
 
     def timer(model: nn.Module, session: blockswap.Session) -> tuple[list[float], Any, Resident]:
-        turns = timed_turns(model, twin, inputs, session.report().streamed_bytes)
-        beside = replace(
-            resident,
-            step_ms=statistics.median(turns.twin),
-            busy_step_ms=statistics.median(turns.busy_twin),
-        )
-        return turns.model, turns.output, beside
+        turns, output, taken = twin.take_turns(model, session.report().streamed_bytes)
+        about_turns["turns"] = taken
+        about_turns["turn_ms"] = [turn.medians for turn in turns]
 
-    beside = twin.num_bytes
-    return measure(
-        model, inputs, resident, options, 0, beside=beside, timer=timer, around=quiet_core()
+        def median_of(which: str) -> float:
+            return statistics.median(ms for turn in turns for ms in getattr(turn, which))
+
+        beside = replace(resident, step_ms=median_of("twin"), busy_step_ms=median_of("busy_twin"))
+        return [ms for turn in turns for ms in turn.model], output, beside
+
+    row = measure(
+        model, inputs, resident, options, 0, beside=twin.num_bytes, timer=timer, around=twin.quiet()
     )
+    return row | about_turns
 
 
 def run_model(
@@ -115,7 +118,7 @@ def run_model(
             f" {resident.peak_allocated_bytes / GIB:.2f} GiB",
             flush=True,
         )
-        twin = Twin(model) if kind in HOST_BOUND else None
+        twin = Twin(model, inputs) if kind in HOST_BOUND else None
         model.to("cpu")
         for case in cases:
             try:

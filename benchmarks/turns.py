@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy as copying
 import functools
+import itertools
+import math
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,45 +21,78 @@ from torch import nn
 
 from blockswap.bench.timing import timed_steps
 
-# Where the host sets the pace, a step drifts by a tenth within seconds on a shared machine: an
-# unhooked twin runs in turns with the model, and each is timed in the later steps of its turn.
-TURNS = 12
-STEPS_OF_TURN = 6
-UNTIMED_OF_TURN = 2
+# Where the host sets the pace, a step drifts by a third within seconds on a shared machine. So an
+# unhooked twin runs in turns with the model, and the turns count in which the twin was fastest,
+# before the model ran and after it. What the model took plays no part in that.
+STEPS_OF_SPELL = 6
+UNTIMED_OF_SPELL = 2
+ENOUGH_TURNS = 10
+MOST_TURNS = 24
+QUIET = 1.04  # of the twin's fastest spell
+QUIET_WITHIN_S = 15.0
 COPY_BYTES = 64 * 2**20
 SOURCE_BYTES = 2 * 2**30
 
 
 @dataclass
-class Turns:
-    """Ms of each timed step, taken in turns, and the model's output.
+class Turn:
+    """Ms of the timed steps of one turn.
 
     Attributes:
-        model: streamed.
         twin: unhooked, the link idle.
-        busy_twin: unhooked, while as many bytes as the model streams cross the link in each step.
-            What an engine without any cost of its own would reach.
+        busy_twin: unhooked, while as many bytes as the model streams cross the link in each step:
+            what an engine without any cost of its own would reach.
+        model: streamed.
     """
 
-    model: list[float] = field(default_factory=list)
-    twin: list[float] = field(default_factory=list)
-    busy_twin: list[float] = field(default_factory=list)
-    output: Any = None
+    twin: list[float]
+    busy_twin: list[float]
+    model: list[float]
+
+    @property
+    def medians(self) -> list[float]:
+        """Return the middle of each, in that order."""
+        return [statistics.median(spell) for spell in (self.twin, self.busy_twin, self.model)]
 
 
-def timed_turns(model: nn.Module, twin: Twin, inputs: dict[str, Any], streamed_bytes: int) -> Turns:
-    """Time the model, its unhooked twin, and that twin beside unrelated copies."""
-    turns = Turns()
-    copy = functools.partial(twin.copy, streamed_bytes)
-    for _ in range(TURNS):
-        for module, times, before in (
-            (twin.model, turns.twin, None),
-            (twin.model, turns.busy_twin, copy),
-            (model, turns.model, None),
-        ):
-            steps, turns.output = timed_steps(module, inputs, STEPS_OF_TURN, before)
-            times += steps[UNTIMED_OF_TURN:]
-    return turns
+def quietest(turns: Sequence[Turn], last_twin: list[float]) -> tuple[list[Turn], bool]:
+    """Return the turns in which the twin was fastest, before and after; and whether all alike.
+
+    Args:
+        turns: in order.
+        last_twin: ms of the twin's steps after the last one.
+    """
+    pace = [statistics.median(spell) for spell in (*(turn.twin for turn in turns), last_twin)]
+    slower = [max(pair) for pair in itertools.pairwise(pace)]
+    best = sorted(range(len(turns)), key=slower.__getitem__)[:ENOUGH_TURNS]
+    is_quiet = len(best) == ENOUGH_TURNS and slower[best[-1]] <= QUIET * min(pace)
+    return [turns[i] for i in sorted(best)], is_quiet
+
+
+class Core:
+    """One core for this thread: neighbours slow some of them by half.
+
+    Threads that begin while it is bound are bound as well.
+    """
+
+    def __init__(self) -> None:
+        self._cores = os.sched_getaffinity(0)
+
+    def choose(self) -> None:
+        """Move to the core that is fastest now."""
+
+        def seconds_on(core: int) -> float:
+            os.sched_setaffinity(0, {core})
+            begin = time.perf_counter()
+            for _ in range(10):
+                sum(range(100_000))
+            return time.perf_counter() - begin
+
+        os.sched_setaffinity(0, {min(self._cores, key=seconds_on)})
+
+    def free(self) -> None:
+        """Let the thread run anywhere again."""
+        os.sched_setaffinity(0, self._cores)
 
 
 class Twin:
@@ -67,9 +103,10 @@ class Twin:
         num_bytes: what both hold on the device.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, inputs: dict[str, Any]) -> None:
         self.model = copying.deepcopy(model)
         self.num_bytes = sum(p.nbytes for p in self.model.parameters())
+        self._inputs = inputs
         self._on_gpu = torch.cuda.is_available()
         if self._on_gpu:
             self._source = torch.empty(SOURCE_BYTES, dtype=torch.uint8).pin_memory()
@@ -77,8 +114,53 @@ class Twin:
             self._stream = torch.cuda.Stream(priority=-1)
             self.num_bytes += COPY_BYTES
         self._at = 0
+        self._core = Core()
+        self._fastest_ms = math.inf
 
-    def copy(self, num_bytes: int) -> None:
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Bind this thread to a core that is quiet now, if one becomes so within some seconds."""
+        until = time.monotonic() + QUIET_WITHIN_S
+        spells = 0
+        try:
+            while spells < ENOUGH_TURNS or time.monotonic() < until:
+                self._core.choose()
+                spell_ms = statistics.median(self._spell(self.model))
+                self._fastest_ms = min(self._fastest_ms, spell_ms)
+                spells += 1
+                if spells >= ENOUGH_TURNS and spell_ms <= QUIET * self._fastest_ms:
+                    break
+            yield
+        finally:
+            self._core.free()
+
+    def take_turns(self, model: nn.Module, streamed_bytes: int) -> tuple[list[Turn], Any, int]:
+        """Time the model in turns with its twin, and with the twin beside unrelated copies.
+
+        Args:
+            model: what streams.
+            streamed_bytes: what its step copies.
+
+        Returns:
+            The turns that count, the model's output, and how many turns there were.
+        """
+        copy = functools.partial(self._copy, streamed_bytes)
+        turns: list[Turn] = []
+        output: Any = None
+        while True:
+            self._core.choose()
+            twin = self._spell(self.model)
+            counted, is_quiet = quietest(turns, twin)
+            if is_quiet or len(turns) >= MOST_TURNS:
+                return counted, output, len(turns)
+            busy_twin = self._spell(self.model, copy)
+            steps, output = timed_steps(model, self._inputs, STEPS_OF_SPELL)
+            turns.append(Turn(twin, busy_twin, steps[UNTIMED_OF_SPELL:]))
+
+    def _spell(self, model: nn.Module, before: Callable[[], None] | None = None) -> list[float]:
+        return timed_steps(model, self._inputs, STEPS_OF_SPELL, before)[0][UNTIMED_OF_SPELL:]
+
+    def _copy(self, num_bytes: int) -> None:
         """Enqueue copies from pinned memory on a stream of their own; without a GPU, nothing."""
         if not self._on_gpu:
             return
@@ -89,28 +171,6 @@ class Twin:
                 source = self._source[self._at : self._at + size]
                 self._target[:size].copy_(source, non_blocking=True)
                 self._at += size
-
-
-@contextlib.contextmanager
-def quiet_core() -> Iterator[None]:
-    """Bind this thread to the core that is fastest now: neighbours slow some of them by half.
-
-    Threads that begin inside are bound to it as well.
-    """
-    cores = os.sched_getaffinity(0)
-
-    def seconds_on(core: int) -> float:
-        os.sched_setaffinity(0, {core})
-        begin = time.perf_counter()
-        for _ in range(10):
-            sum(range(100_000))
-        return time.perf_counter() - begin
-
-    os.sched_setaffinity(0, {min(cores, key=seconds_on)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
 
 
 def touch_memory(gib: int) -> None:
