@@ -42,8 +42,10 @@ for what in "$@"; do
     host) $PYTHON -m benchmarks.host_cost --out "$OUT/$stamp-host.json" || failed=1 ;;
     attach) $PYTHON -m benchmarks.attach ${ATTACH_OPTIONS:-} --out "$OUT/$stamp-attach.json" || failed=1 ;;
     sanitize)
-      compute-sanitizer --tool memcheck --error-exitcode 9 \
-        $PYTHON -m pytest -q -m gpu tests/gpu -k "not full and not throttled" >"$OUT/sanitizer.log" 2>&1 || failed=1
+      # No rates under it, and no full-size models: a kernel takes some hundred times as long.
+      timeout "${SANITIZE_S:-500}" compute-sanitizer --tool memcheck --error-exitcode 9 \
+        $PYTHON -m pytest -v --durations=10 -m gpu tests/gpu -k "not full and not throttled" \
+        >"$OUT/sanitizer.log" 2>&1 || failed=1
       tail -5 "$OUT/sanitizer.log" ;;
     bench:*)
       $PYTHON -m blockswap bench --model "${what#bench:}" --out "$OUT/$stamp-${what#bench:}-bench.json" \
