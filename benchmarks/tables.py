@@ -11,7 +11,12 @@ PAGES = ("README.md", "CHANGELOG.md")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 GIB = 2**30
 NAMES = {"flux": "FLUX.1 12B", "wan": "Wan2.1 14B", "qwen": "Qwen-Image 20B", "sdxl": "SDXL UNet"}
-SHOWN = {"flux": (None, 0.03, 0.2, 0.5, 0.85), "wan": (None,), "qwen": (0.1, 0.5), "sdxl": (0.2,)}
+SHOWN = {
+    "flux": (None, 0.03, 0.2, 0.5, 0.85),
+    "wan": (None,),
+    "qwen": (0.1, 0.5),
+    "sdxl": (0.2, 0.5),
+}
 
 
 def newest_results(results: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -199,6 +199,7 @@ class ModelState:
     def vacate(self) -> None:
         """Give the pool's memory back; `place` must follow before the next forward."""
         self.engine.stop()
+        self.memory.note_peak(self.pool.bytes)
         self.pool.release()
         self._small_address = 0
 
@@ -207,6 +208,7 @@ class ModelState:
         self.binding.place_device(unit.index, address, self.token, unit.piece, unit.is_last)
 
     def _reserve(self, num_bytes: int) -> int:
+        self.memory.note_peak(self.pool.bytes)
         self.pool.release()
         free = self.memory.available_bytes()
         if free is not None and num_bytes > free - self.memory.allocated_bytes():

@@ -121,7 +121,7 @@ class Report:
     state: State
     steps: int  # since attach
     # Memory, bytes.
-    cap_bytes: int | None  # hard bound on peak_device_bytes; None: no cap
+    cap_bytes: int | None  # bound on peak_allocated_bytes; None: no cap
     weight_bytes: int  # all of the model
     leaf_bytes: int  # leaf modules of the blocks: what may stream
     resident_bytes: int
@@ -131,7 +131,8 @@ class Report:
     host_bytes: int  # homes in host memory
     pinned_bytes: int
     pool_bytes: int = 0  # small parameters, residents and ring, as allocated now
-    peak_device_bytes: int | None = None  # pool + what PyTorch has allocated, since attach
+    peak_allocated_bytes: int | None = None  # pool + what PyTorch has allocated, since attach
+    peak_device_bytes: int | None = None  # pool + what PyTorch has reserved, since attach
     # Traffic per step.
     streamed_bytes: int
     copies_per_step: int
@@ -231,7 +232,7 @@ class Report:
 
     def _memory_rows(self) -> Iterable[tuple[str, str, str]]:
         cap = "none" if self.cap_bytes is None else format_bytes(self.cap_bytes)
-        peak = "" if self.peak_device_bytes is None else format_bytes(self.peak_device_bytes)
+        peak = "" if not self.peak_allocated_bytes else format_bytes(self.peak_allocated_bytes)
         yield "cap", cap, f"peak so far {peak}" if peak else ""
         share = self.resident_bytes / self.leaf_bytes if self.leaf_bytes else 1.0
         pieces = f"{self.num_resident_pieces} of {_count(self.num_pieces, 'piece')}"

@@ -82,6 +82,7 @@ class Steward:
         self._learned.clear()
         self._key = None
         self.notes.clear()
+        state.memory.begin_peaks()
         self._requests = Requests(
             state.leaves, state.config, state.priorities, state.host.image_bytes, state.host.follows
         )
@@ -153,7 +154,7 @@ class Steward:
         self.state.engine.measure(self._measures())
         self._steps_of_plan += 1
         if not self.is_ready:
-            self.state.memory.reset_peak()
+            self.state.memory.begin_span(self.state.pool.bytes)
 
     def _measures(self) -> bool:
         """Whether to time each piece of the next step: host and device pay for five events each."""
@@ -167,7 +168,7 @@ class Steward:
         self._completed = completed = completed and not self._is_alone
         if completed and self._key is not None and not self.is_ready:
             pool = self.state.pool.bytes if self.state.memory.counts_pool else 0
-            peak = self.state.memory.peak_bytes() - pool
+            peak = self.state.memory.span_peak_bytes() - pool
             self.learned.torch_peak_bytes = max(self.learned.torch_peak_bytes, peak)
 
     def _switch(self, key: Hashable) -> None:

@@ -68,6 +68,7 @@ def make_report(steward: Steward, session_state: State) -> Report:
             link_gb_per_s=None,
         )
     plan, counters = steward.plan, state.engine.counters
+    state.memory.note_peak(state.pool.bytes)
     timeline = make_timeline(steward)
     step_seconds = state.engine.step_times().step_seconds
     learned = steward.learned
@@ -91,7 +92,8 @@ def make_report(steward: Steward, session_state: State) -> Report:
         host_bytes=state.host.arena.bytes,
         pinned_bytes=state.host.arena.pinned_bytes,
         pool_bytes=state.pool.bytes,
-        peak_device_bytes=state.memory.peak_bytes() + state.pool.peak_bytes,
+        peak_allocated_bytes=state.memory.peak_allocated_bytes or None,
+        peak_device_bytes=state.memory.peak_device_bytes or None,
         streamed_bytes=plan.streamed_bytes,
         copies_per_step=len(streamed),
         link_gb_per_s=_measured_link(timeline) or steward.link_bytes_per_s / 1e9,

@@ -139,6 +139,22 @@ def test_swap_space_is_the_size_of_the_ring(swap_kib: int) -> None:
     assert swap_kib * KIB - LARGEST_LEAF_BYTES < report.ring_bytes <= swap_kib * KIB
 
 
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({"offload": "1GB", "swap_space": "600KiB"}, 600 * KIB),
+        ({"mode": "layerwise"}, 1.5 * LARGEST_LEAF_BYTES),
+    ],
+    ids=["swap_space", "layerwise"],
+)
+def test_no_step_has_a_larger_ring_not_even_the_first(options: dict[str, Any], most: float) -> None:
+    model = make_stack()
+    with attach(model, **options) as session:
+        for _ in range(10):
+            model(make_input())
+            assert LARGEST_LEAF_BYTES <= session.report().ring_bytes <= most
+
+
 def test_swap_space_below_the_largest_leaf_is_refused_naming_the_minimum() -> None:
     model = make_stack()
     with pytest.raises(ConfigError, match=r"514\.0 KiB") as refused:

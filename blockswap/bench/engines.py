@@ -23,14 +23,12 @@ class Engine:
         package: what must be installed.
         put: see `Put`.
         settings: those that users choose between, one run for each.
-        timed_share: of the steps asked for; engines that need many seconds per step get fewer.
     """
 
     name: str
     package: str
     put: Put
     settings: tuple[dict[str, Any], ...] = field(default=({},))
-    timed_share: float = 1.0
 
     @property
     def is_installed(self) -> bool:
@@ -100,15 +98,12 @@ PEERS = (
         "diffusers-block",
         "diffusers",
         _group_offload,
-        (BLOCK | STREAM, BLOCK | RECORD, BLOCK | {"num_blocks_per_group": 4}),
-        0.5,
+        (BLOCK | STREAM, BLOCK | RECORD),
     ),
-    Engine(
-        "diffusers-leaf", "diffusers", _group_offload, (LEAF | STREAM, LEAF | RECORD, LEAF), 0.5
-    ),
+    Engine("diffusers-leaf", "diffusers", _group_offload, (LEAF | STREAM, LEAF | RECORD)),
     Engine("accelerate-model", "accelerate", _whole_model),
-    Engine("accelerate-sequential", "accelerate", _sequential, timed_share=0.15),
+    Engine("accelerate-sequential", "accelerate", _sequential),
     # Budgets in MB; half of it where transfers are asynchronous. 0: its own choice.
-    Engine("mmgp", "mmgp", _mmgp, ({"budgets": 0}, {"budgets": 2000}), 0.5),
+    Engine("mmgp", "mmgp", _mmgp, ({"budgets": 0}, {"budgets": 2000})),
 )
 NAMES = tuple(engine.name for engine in PEERS)

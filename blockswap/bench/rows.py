@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import blockswap
-from blockswap.bench.timing import PeakWatch, Resident, reset_peaks, timed_steps
+from blockswap.bench.timing import Resident, timed_steps
 from blockswap.report import Report
 from blockswap.session import Session
 
@@ -56,8 +56,6 @@ def measure(
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    reset_peaks()
-    watch = PeakWatch(beside)
     begin = time.perf_counter()
     session = blockswap.attach(model, **given)
     setup_s = time.perf_counter() - begin
@@ -65,7 +63,6 @@ def measure(
         with around or nullcontext():
             for _ in range(MAX_LEARNING_STEPS):
                 model(**inputs)
-                watch.sample(session)
                 if session.state == "ready":
                     break
             timed_steps(model, inputs, WARM_STEPS)
@@ -74,36 +71,33 @@ def measure(
                 times, output = timed_steps(model, inputs, steps)
             else:
                 times, output, resident = timer(model, session)
-            watch.sample(session)
             report = session.report()
             identical = torch.equal(output, resident.output)
     finally:
         session.detach()
-    row = _make_row(resident, report, watch, times, predicted_ms)
-    row |= {"settings": options, "setup_s": setup_s, "bit_identical": identical}
-    if row["cap_bytes"] is not None:
-        row["cap_bytes"] -= beside
-    return row
+    row = _make_row(resident, report, beside, times, predicted_ms)
+    return row | {"settings": options, "setup_s": setup_s, "bit_identical": identical}
 
 
 def _make_row(
     resident: Resident,
     report: Report,
-    watch: PeakWatch,
+    beside: int,
     times: list[float],
     predicted_ms: float | None,
 ) -> Row:
     step_ms = statistics.median(times)
     link = report.throttle_gb_per_s or report.idle_link_gb_per_s
-    needed_ms = (resident.peak_allocated_bytes - watch.allocated) / link / 1e6
+    peak_allocated_bytes = (report.peak_allocated_bytes or beside) - beside
+    needed_ms = (resident.peak_allocated_bytes - peak_allocated_bytes) / link / 1e6
     frontier_ms = max(resident.step_ms, needed_ms)
     return {
         "engine": "blockswap",
         "settings": {},
         "status": "ok",
-        "cap_bytes": report.cap_bytes,
-        "peak_device_bytes": watch.reserved,
-        "peak_allocated_bytes": watch.allocated,
+        "cap_bytes": None if report.cap_bytes is None else report.cap_bytes - beside,
+        "peak_device_bytes": (report.peak_device_bytes or beside) - beside,
+        "peak_allocated_bytes": peak_allocated_bytes,
         "peak_host_bytes": report.host_bytes,
         "weight_bytes": report.weight_bytes,
         "leaf_bytes": report.leaf_bytes,

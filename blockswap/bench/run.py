@@ -38,6 +38,9 @@ from blockswap.progress import Progress
 
 Say = Callable[[str, str], None]
 MIN_STEPS = 2
+# Engines without asynchronous copies need ten seconds and more for a step of a large model.
+SLOW_STEP_S = 1.0
+TIMED_S = 15.0
 ALIGNMENT = 256  # csrc/plan.h, kAlignment
 # What engines were seen to raise on models or memory that they cannot handle.
 ENGINE_ERRORS = (
@@ -206,7 +209,6 @@ def _run_engine(
 ) -> Row:
     """Return the row of another engine; what it raises becomes the row's status."""
     row: Row = {"engine": engine.name, "settings": settings}
-    steps = max(MIN_STEPS, int(request.steps * engine.timed_share))
     shell = _fresh(model)
     with contextlib.ExitStack() as undone:
         undone.callback(_clean_up)
@@ -214,7 +216,7 @@ def _run_engine(
             begin = time.perf_counter()
             undone.callback(engine.put(shell, torch.device(request.device), settings))
             setup_s = time.perf_counter() - begin
-            timed_steps(shell, inputs, UNTIMED_STEPS)
+            steps = _warm_up(shell, inputs, request.steps)
             reset_peaks()
             times, output = timed_steps(shell, inputs, steps)
         except ENGINE_ERRORS as error:  # the others still run
@@ -234,6 +236,19 @@ def _run_engine(
             "setup_s": setup_s,
             "bit_identical": torch.equal(output, resident.output),
         }
+
+
+def _warm_up(model: nn.Module, inputs: dict[str, Any], steps: int) -> int:
+    """Run untimed steps; return how many to time, of ``steps``: slow engines get fewer.
+
+    The first step does not count: some engines move the whole model in it.
+    """
+    timed_steps(model, inputs, 1)
+    step_s = timed_steps(model, inputs, 1)[0][0] / 1e3
+    if step_s > SLOW_STEP_S:
+        return max(MIN_STEPS, min(steps, int(TIMED_S / step_s)))
+    timed_steps(model, inputs, UNTIMED_STEPS - 2)
+    return steps
 
 
 def _run_ours(

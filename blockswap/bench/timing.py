@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from blockswap.session import Session
-
 UNTIMED_STEPS = 3
 
 
@@ -81,23 +79,3 @@ def peaks() -> tuple[int, int]:
     if not torch.cuda.is_available():
         return 0, 0
     return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-
-
-class PeakWatch:
-    """The larger of PyTorch's peaks over spans between which a session resets them, plus pool.
-
-    Args:
-        beside: bytes on the device that belong to neither.
-    """
-
-    def __init__(self, beside: int) -> None:
-        self._beside = beside
-        self.allocated = self.reserved = 0
-
-    def sample(self, session: Session) -> None:
-        """Take PyTorch's and the pool's figures together."""
-        allocated, reserved = peaks()
-        # Not from the report, which waits: learning would see a host that starts cold in each step.
-        pool = session._state.pool.bytes - self._beside
-        self.allocated = max(self.allocated, allocated + pool)
-        self.reserved = max(self.reserved, reserved + pool)

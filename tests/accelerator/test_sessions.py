@@ -226,3 +226,18 @@ def test_two_models_of_a_step_stream_in_one_cycle(accelerator: ModuleType) -> No
                 assert torch.equal(models[1](models[0](x)).cpu(), expected), f"step {step}"
         assert session.state == "ready"
         assert session.report().steps == STEPS
+
+
+def test_report_remembers_the_peak_of_all_steps_since_attach(accelerator: ModuleType) -> None:
+    model = Chain([64] * 9, seed=0)
+    small, large = (torch.randn(rows, 64, device="fake") for rows in (8, 40_000))
+    before = accelerator.memory_allocated()
+    with torch.no_grad(), blockswap.attach(model, device="fake", offload="64KiB") as session:
+        model(large)
+        peak = session.report().peak_allocated_bytes
+        assert peak is not None
+        assert peak >= before + 2 * large.nbytes  # a layer's input and output
+        for _ in range(STEPS):
+            model(small)
+        assert session.report().peak_allocated_bytes == peak
+        assert session.report().peak_device_bytes >= peak
