@@ -138,10 +138,10 @@ def scaled(model: nn.Module, *_: Any) -> Any:
 
 
 def run_with(
-    engines: list[Engine], out: Path, monkeypatch: pytest.MonkeyPatch
+    engines: list[Engine], out: Path, monkeypatch: pytest.MonkeyPatch, **fields: Any
 ) -> dict[str, dict[str, Any]]:
     monkeypatch.setattr(BenchRequest, "chosen_engines", lambda _: engines)
-    run_bench(request(out), lambda *_: None, "blockswap bench")
+    run_bench(request(out, **fields), lambda *_: None, "blockswap bench")
     rows = json.loads(out.read_text())["rows"]
     return {row["engine"]: row for row in rows}
 
@@ -171,6 +171,22 @@ def test_what_an_engine_did_to_the_process_is_undone(
 
     run_with([Engine("one", "torch", put)], tmp_path / "bench.json", monkeypatch)
     assert undone == ["yes"]
+
+
+@pytest.mark.parametrize(("slow_step_s", "runs"), [(0.0, 2 + 2), (60.0, 3 + 6)])
+def test_an_engine_with_slow_steps_is_timed_in_fewer_of_them(
+    slow_step_s: float, runs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forwards: list[nn.Module] = []
+
+    def put(model: nn.Module, *_: Any) -> Any:
+        model.register_forward_pre_hook(lambda module, _: forwards.append(module))
+        return lambda: None
+
+    monkeypatch.setattr(bench_run, "SLOW_STEP_S", slow_step_s)
+    monkeypatch.setattr(bench_run, "TIMED_S", 0.0)
+    run_with([Engine("one", "torch", put)], tmp_path / "bench.json", monkeypatch, steps=6)
+    assert len(forwards) == runs
 
 
 def test_after_an_interruption_the_rows_measured_so_far_are_in_the_file(
