@@ -39,7 +39,7 @@ ALONE := $(wildcard tests/fake tests/accelerator)
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(filter-out %_hip.cpp %_hip.h %/hip.cpp %/hip.h,$(CPP))
 
-.PHONY: help build demo test lint format lock clean distclean
+.PHONY: help build demo test test-plain test-accelerator lint format lock clean distclean
 
 help:
 	@sed -n '1,7s/^# \{0,1\}//p' Makefile
@@ -56,9 +56,16 @@ demo: build
 # HF_HUB_OFFLINE: a test that would download a model fails.
 test: export BLOCKSWAP_CHECK := 1
 test: export HF_HUB_OFFLINE := 1
+# The two processes share the machine: one thread each for PyTorch's own work.
+test: export OMP_NUM_THREADS := 1
 test: $(test_needs) build
+	$(MAKE) -j2 --output-sync=line test-plain test-accelerator
+
+test-plain:
 	$(PY) -m pytest tests $(addprefix --ignore=,$(ALONE))
-	$(if $(ALONE),$(PY) -m pytest $(ALONE))
+
+test-accelerator:
+	$(PY) -m pytest $(ALONE)
 
 lint: $(lint_needs) build
 	$(PY) -m ruff check .
