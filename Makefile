@@ -59,13 +59,13 @@ test: export HF_HUB_OFFLINE := 1
 # The two processes share the machine: one thread each for PyTorch's own work.
 test: export OMP_NUM_THREADS := 1
 test: $(test_needs) build
-	$(MAKE) -j2 --output-sync=line test-plain test-accelerator
+	$(MAKE) -j2 test-plain test-accelerator
 
 test-plain:
-	$(PY) -m pytest tests $(addprefix --ignore=,$(ALONE))
+	$(PY) -m pytest tests $(addprefix --ignore=,$(ALONE)) | sed -u 's/^/plain       | /'
 
 test-accelerator:
-	$(PY) -m pytest $(ALONE)
+	$(PY) -m pytest $(ALONE) | sed -u 's/^/accelerator | /'
 
 lint: $(lint_needs) build
 	$(PY) -m ruff check .

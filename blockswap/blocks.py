@@ -70,6 +70,16 @@ def find_blocks(
     ]
 
 
+def still_there(
+    model: nn.Module, blocks: Sequence[nn.Module | str] | None
+) -> list[nn.Module | str] | None:
+    """Return explicit blocks without the modules that have left the model."""
+    if blocks is None:
+        return None
+    modules = set(model.modules())
+    return [entry for entry in blocks if isinstance(entry, str) or entry in modules]
+
+
 def list_counts(blocks: Iterable[Block]) -> dict[str, int]:
     """Return the number of blocks per list, in order of declaration."""
     return dict(Counter(block.list_name for block in blocks))

@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from blockswap import _C
+from blockswap.sizes import format_bytes
+
+
+@dataclass(frozen=True)
+class GuestReport:
+    """One component that computes whole.
+
+    Attributes:
+        weight_bytes: what it takes on the device, activations not counted.
+        turns: how often it came to the device.
+        peak_bytes: the most that the device held in a turn, denoisers included; None on a CPU.
+        cap_bytes: what it may hold; None: no cap.
+    """
+
+    weight_bytes: int
+    turns: int
+    peak_bytes: int | None
+    cap_bytes: int | None
+
+    def __str__(self) -> str:
+        times = "1 turn" if self.turns == 1 else f"{self.turns} turns"
+        text = f"{format_bytes(self.weight_bytes)} of weights, whole on the device for {times}"
+        if self.peak_bytes is None:
+            return text
+        text += f", peak {format_bytes(self.peak_bytes)}"
+        if self.cap_bytes is None or self.peak_bytes <= self.cap_bytes:
+            return text
+        return (
+            f"{text}: above the cap of {format_bytes(self.cap_bytes)}, which bounds its weights but"
+            " not its activations; make them smaller (a VAE: enable_tiling()) or raise vram"
+        )
 
 
 class Guest:
@@ -20,11 +52,14 @@ class Guest:
     Attributes:
         name: of the component.
         num_bytes: what a turn takes on the device.
+        turns: how many there were.
+        peak_bytes: the most that the device held in one.
     """
 
     def __init__(self, name: str, module: nn.Module, device: torch.device) -> None:
         self.name = name
         self.module = module
+        self.turns = self.peak_bytes = 0
         self._device = device
         self._away: list[tuple[torch.Tensor, torch.Tensor, int | None]] = []
         self._handles: list[RemovableHandle] = []
@@ -33,6 +68,11 @@ class Guest:
     def num_bytes(self) -> int:
         """Return the bytes that are not on the device yet."""
         return sum(t.nbytes for t in self._tensors() if t.device != self._device)
+
+    def report(self, cap_bytes: int | None) -> GuestReport:
+        """Return what its turns took."""
+        weight_bytes = sum(t.nbytes for t in self._tensors())
+        return GuestReport(weight_bytes, self.turns, self.peak_bytes or None, cap_bytes)
 
     def watch(self, on_use: Callable[[Guest], None]) -> None:
         """Call ``on_use`` before the component, or any part of it, computes.
@@ -85,10 +125,18 @@ class Guest:
 
 
 class Turns:
-    """Who is on the device besides the denoisers: at most one guest."""
+    """Who is on the device besides the denoisers: at most one guest.
 
-    def __init__(self, make_room: Callable[[Guest], None]) -> None:
+    Args:
+        make_room: called before a guest comes.
+        take_note: called when its turn ends, while it is still there.
+    """
+
+    def __init__(
+        self, make_room: Callable[[Guest], None], take_note: Callable[[Guest], None]
+    ) -> None:
         self._make_room = make_room
+        self._take_note = take_note
         self._present: Guest | None = None
 
     def begin(self, guest: Guest) -> None:
@@ -104,4 +152,5 @@ class Turns:
         """Nobody's turn: a denoiser runs, or the pipeline's call has ended."""
         guest, self._present = self._present, None
         if guest is not None:
+            self._take_note(guest)
             guest.leave()

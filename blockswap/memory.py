@@ -37,6 +37,12 @@ class DeviceMemory:
         """Return the most that they held since `begin_span`."""
         return int(self._module.max_memory_allocated(self.device)) if self._module else 0
 
+    def peak_with(self, pool_bytes: int) -> int:
+        """Return that peak and a pool that stood beside it; 0 where nothing is counted."""
+        if self._module is None:
+            return 0
+        return self.span_peak_bytes() + (0 if self.counts_pool else pool_bytes)
+
     def begin_peaks(self) -> None:
         """Forget all peaks."""
         self.begin_span(0)
@@ -54,8 +60,7 @@ class DeviceMemory:
             return
         pool = 0 if self.counts_pool else pool_bytes
         reserved = getattr(self._module, "max_memory_reserved", self._module.max_memory_allocated)
-        allocated_bytes = self.span_peak_bytes() + pool
-        self.peak_allocated_bytes = max(self.peak_allocated_bytes, allocated_bytes)
+        self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.peak_with(pool_bytes))
         self.peak_device_bytes = max(self.peak_device_bytes, reserved(self.device) + pool)
 
     def total_bytes(self) -> int | None:

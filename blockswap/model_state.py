@@ -52,8 +52,7 @@ class ModelState:
         self.leaves: Leaves = find_leaves(
             self.model, self.blocks, include_outside=self.config.mode == "layerwise"
         )
-        kind, index = self.device.type, self.device.index or 0
-        self.driver = _C.make_device(kind, index)
+        self.driver = _C.make_device(self.device.type, self.device.index or 0)
         self.engine = _C.Engine(self.driver, self.config.copy_streams, self.config.check)
         self.pool = _C.Pool(self.driver)
         self.token = torch.zeros(1, dtype=torch.uint8, device=self.device)
@@ -199,7 +198,7 @@ class ModelState:
     def vacate(self) -> None:
         """Give the pool's memory back; `place` must follow before the next forward."""
         self.engine.stop()
-        self.memory.note_peak(self.pool.bytes)
+        self.memory.begin_span(self.pool.bytes)
         self.pool.release()
         self._small_address = 0
 
@@ -208,7 +207,7 @@ class ModelState:
         self.binding.place_device(unit.index, address, self.token, unit.piece, unit.is_last)
 
     def _reserve(self, num_bytes: int) -> int:
-        self.memory.note_peak(self.pool.bytes)
+        self.memory.begin_span(self.pool.bytes)
         self.pool.release()
         free = self.memory.available_bytes()
         if free is not None and num_bytes > free - self.memory.allocated_bytes():

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from blockswap.config import SwapConfig
 from blockswap.errors import CapError, ConfigError, UseError
-from blockswap.guests import Guest, Turns
+from blockswap.guests import Guest, GuestReport, Turns
 from blockswap.memory import DeviceMemory
 from blockswap.report import Report, State
 from blockswap.session import Session
@@ -43,16 +43,26 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
 
 @dataclasses.dataclass(frozen=True)
 class PipelineReport:
-    """The reports of a pipeline's sessions, by component."""
+    """What happened to a pipeline's components.
+
+    Attributes:
+        parts: the reports of the denoisers' sessions, by component.
+        guests: the components that compute whole, by name.
+    """
 
     parts: dict[str, Report]
+    guests: dict[str, GuestReport]
 
     def __str__(self) -> str:
-        return "\n\n".join(f"pipe.{name}\n{report}" for name, report in self.parts.items())
+        parts = [f"pipe.{name}\n{report}" for name, report in self.parts.items()]
+        guests = [f"pipe.{name}: {report}" for name, report in self.guests.items()]
+        return "\n\n".join([*parts, "\n".join(guests)]).rstrip()
 
     def to_json(self) -> str:
-        """Return all reports as one JSON object."""
-        return json.dumps({name: json.loads(part.to_json()) for name, part in self.parts.items()})
+        """Return all reports as one JSON object, by component."""
+        parts = {name: json.loads(part.to_json()) for name, part in self.parts.items()}
+        guests = {name: dataclasses.asdict(guest) for name, guest in self.guests.items()}
+        return json.dumps(parts | guests)
 
 
 class PipelineSession:
@@ -78,7 +88,9 @@ class PipelineSession:
         self.config = config
         self.sessions = sessions
         self._guests = guests
-        self._turns = Turns(self._make_room)
+        self._memory = DeviceMemory(config.target_device())
+        self._beside_guest = 0  # what the denoisers' pools hold during a turn
+        self._turns = Turns(self._make_room, self._take_note)
         self._handles: list[RemovableHandle] = []
         self._hook()
         pipe.__dict__[KEY] = self
@@ -91,7 +103,11 @@ class PipelineSession:
 
     def report(self) -> PipelineReport:
         """Return what happened up to the last step of each denoiser."""
-        return PipelineReport({name: s.report() for name, s in self.sessions.items()})
+        cap = self.config.resolve(self._memory.total_bytes()).vram_bytes
+        return PipelineReport(
+            {name: session.report() for name, session in self.sessions.items()},
+            {guest.name: guest.report(cap) for guest in self._guests},
+        )
 
     def pause(self) -> None:
         """Make all weights ordinary until `resume`; components stay where they are.
@@ -183,12 +199,19 @@ class PipelineSession:
         type(self.pipe).maybe_free_model_hooks(self.pipe)
 
     def _make_room(self, guest: Guest) -> None:
-        memory = DeviceMemory(self.config.target_device())
-        free = memory.available_bytes()
-        fits = free is None or guest.num_bytes <= free - memory.allocated_bytes()
-        if self.config.vram is not None or not fits:
-            for session in self.sessions.values():
+        free = self._memory.available_bytes()
+        fits = free is None or guest.num_bytes <= free - self._memory.allocated_bytes()
+        for session in self.sessions.values():
+            if self.config.vram is not None or not fits:
                 session.vacate()
+        self._beside_guest = sum(session.note_peak() for session in self.sessions.values())
+        self._memory.begin_span(0)
+
+    def _take_note(self, guest: Guest) -> None:
+        """Note a turn's peak, which is not the denoisers'."""
+        guest.turns += 1
+        guest.peak_bytes = max(guest.peak_bytes, self._memory.peak_with(self._beside_guest))
+        self._memory.begin_span(0)
 
 
 def attach_pipeline(pipe: Any, config: SwapConfig, attach: Any) -> PipelineSession:

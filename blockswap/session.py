@@ -12,7 +12,7 @@ from torch import nn
 
 from blockswap import attached
 from blockswap.binding import ONE_CALLER, Gate, Unit
-from blockswap.blocks import Block, find_blocks
+from blockswap.blocks import Block, find_blocks, still_there
 from blockswap.callers import is_running
 from blockswap.config import SwapConfig
 from blockswap.errors import UseError
@@ -120,6 +120,12 @@ class Session:
         """
         if self._hooks is not None:
             self._between_forwards(self._steward.vacate)
+
+    def note_peak(self) -> int:
+        """Take the peak so far, before somebody starts a new one; the pool's bytes now."""
+        pool_bytes = self._state.pool.bytes if self._state.is_taken else 0
+        self._state.memory.note_peak(pool_bytes)
+        return pool_bytes
 
     # What the hooks call -------------------------------------------------------------------------
 
@@ -281,7 +287,8 @@ class Session:
         self._hooks = None
         self._steward.stop()
         self._state.give_back(detach=False)
-        self._blocks = find_blocks(self.model, self._still_there())
+        explicit = cast("tuple[nn.Module | str, ...] | None", self.config.blocks)
+        self._blocks = find_blocks(self.model, still_there(self.model, explicit))
         self._state.blocks = self._blocks
         self._start()
 
@@ -290,14 +297,6 @@ class Session:
         if not self.gate.is_open or self.gate.owner != threading.get_ident():
             return False
         return not is_running(self.gate.root)
-
-    def _still_there(self) -> list[nn.Module | str] | None:
-        """Return the user's explicit blocks without modules that have left the model."""
-        if self.config.blocks is None:
-            return None
-        modules = set(self.model.modules())
-        entries = cast("tuple[nn.Module | str, ...]", self.config.blocks)
-        return [e for e in entries if isinstance(e, str) or e in modules]
 
     def _stop_autocast_cache(self) -> None:
         # The cache would keep a cast copy of every weight on the device until autocast ends.

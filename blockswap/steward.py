@@ -79,8 +79,7 @@ class Steward:
     def start(self) -> None:
         """Measure the link and stream everything, in declared order, until more is known."""
         state = self.state
-        self._learned.clear()
-        self._key = None
+        self.stop()
         self.notes.clear()
         state.memory.begin_peaks()
         self._requests = Requests(

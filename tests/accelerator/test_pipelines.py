@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,6 +65,36 @@ def test_cap_holds_over_text_encoders_and_denoiser(accelerator: ModuleType, tmp_
         assert session.state == "ready"
         assert session.report().parts["transformer"].streamed_bytes > 0
         assert accelerator.max_memory_allocated() <= cap
+
+
+def test_report_tells_the_turns_and_peaks_of_what_computes_whole(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call = make("flux", tmp_path)
+    weights = sum(p.nbytes for p in pipe.transformer.parameters())
+    cap = accelerator.memory_allocated() + weights // 2 + 32 * MIB
+
+    def take_much(*_: object) -> None:
+        torch.empty(cap, dtype=torch.uint8, device="fake")
+
+    pipe.vae.decoder.conv_in.register_forward_hook(take_much)
+    with blockswap.attach(pipe, device="fake", vram=cap) as session:
+        for _ in range(2):
+            draw(pipe, call)
+        report = session.report()
+        assert set(report.guests) == {"vae", "text_encoder", "text_encoder_2"}
+        for guest in report.guests.values():
+            assert guest.turns == 2
+            assert guest.peak_bytes is not None
+            assert guest.peak_bytes >= guest.weight_bytes
+        vae, encoder = report.guests["vae"], report.guests["text_encoder"]
+        assert cap < vae.peak_bytes <= accelerator.memory_allocated() + cap + 32 * MIB
+        assert encoder.peak_bytes < cap
+        assert "pipe.vae: " in str(report)
+        assert str(report).count("above the cap") == 1
+        assert json.loads(report.to_json())["vae"]["turns"] == 2
+        # What the VAE took is not the denoiser's peak.
+        assert report.parts["transformer"].peak_allocated_bytes <= cap
 
 
 def test_moving_the_pipeline_away_leaves_it_streamed(
