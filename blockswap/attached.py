@@ -24,12 +24,13 @@ def mark(model: nn.Module, session: Session) -> None:
     model.__dict__["__reduce_ex__"] = _refuse_copy
 
 
-def unmark(model: nn.Module, paused: Session | None) -> None:
-    """Take the mark off; a paused session is found again by its model."""
-    model.__dict__.pop(KEY, None)
-    model.__dict__.pop("__reduce_ex__", None)
-    if paused is not None:
-        _paused[model] = weakref.ref(paused)
+def unmark(model: nn.Module, session: Session, paused: bool) -> None:
+    """Take a session's own mark off; a paused session is found again by its model."""
+    if model.__dict__.get(KEY) is session:
+        del model.__dict__[KEY]
+        model.__dict__.pop("__reduce_ex__", None)
+    if paused:
+        _paused[model] = weakref.ref(session)
 
 
 def session_of(model: nn.Module) -> Session | None:

@@ -62,7 +62,7 @@ def find_blocks(
             inside = structure.find_modules(part)
             if not inside:
                 raise ConfigError(_nothing_found(part))
-            found += inside
+            found += [module for module in inside if module not in found]
     order = {module: index for index, module in enumerate(names)}
     return [
         Block(names[module], structure.list_name(names[module], model), module)
@@ -152,7 +152,9 @@ def _modules_of(
         hits = [m for m, name in names.items() if name and fnmatch.fnmatchcase(name, entry)]
         if not hits:
             raise ConfigError(f"blocks: {entry!r} matches no module{_nearest(entry, names)}")
+        whole = set(members_of(model).values())
         hits = [m for m in hits if structure.has_parameters(m) and structure.has_forward(m)]
+        hits = [m for m in hits if m not in whole]
         if not hits:
             raise ConfigError(
                 f"blocks: what {entry!r} matches cannot be called or holds no weights"
@@ -166,7 +168,7 @@ def _modules_of(
             raise ConfigError(f"blocks: the model has no module {entry!r}{hint}") from None
     else:
         module = entry
-    if module is model:
+    if module is model or module in members_of(model).values():
         raise ConfigError("blocks: the model itself cannot be a block: name modules inside it")
     if module not in names:
         raise ConfigError(f"blocks: this {type(module).__name__} is not part of the model")

@@ -129,14 +129,19 @@ class Turns:
 
     Args:
         make_room: called before a guest comes.
-        take_note: called when its turn ends, while it is still there.
+        take_note: called with a guest that is there, at any time of its turn.
+        on_end: called when it has left.
     """
 
     def __init__(
-        self, make_room: Callable[[Guest], None], take_note: Callable[[Guest], None]
+        self,
+        make_room: Callable[[Guest], None],
+        take_note: Callable[[Guest], None],
+        on_end: Callable[[], None],
     ) -> None:
         self._make_room = make_room
         self._take_note = take_note
+        self._on_end = on_end
         self._present: Guest | None = None
 
     def begin(self, guest: Guest) -> None:
@@ -145,12 +150,25 @@ class Turns:
             return
         self.end()
         self._make_room(guest)
-        guest.enter()
+        try:
+            guest.enter()
+        except BaseException:
+            self._on_end()
+            raise
+        guest.turns += 1
         self._present = guest
+
+    def note(self) -> None:
+        """Note what the turn took so far."""
+        if self._present is not None:
+            self._take_note(self._present)
 
     def end(self) -> None:
         """Nobody's turn: a denoiser runs, or the pipeline's call has ended."""
+        self.note()
         guest, self._present = self._present, None
         if guest is not None:
-            self._take_note(guest)
-            guest.leave()
+            try:
+                guest.leave()
+            finally:
+                self._on_end()

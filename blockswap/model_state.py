@@ -34,8 +34,7 @@ class ModelState:
         self.config: ResolvedConfig = config.resolve(self.memory.total_bytes())
         self.priorities = config.priorities
         self.blocks = blocks
-        self.is_taken = False
-        self.is_detached = False
+        self.is_taken = self.is_detached = False
         self._diverted: list[Unit] = []  # in this forward
         self.strangers: set[int] = set()  # leaves that were used without being in the plan
         self.unit_of: dict[nn.Module, Unit] = {}
@@ -54,7 +53,7 @@ class ModelState:
         )
         self.driver = _C.make_device(self.device.type, self.device.index or 0)
         self.engine = _C.Engine(self.driver, self.config.copy_streams, self.config.check)
-        self.pool = _C.Pool(self.driver)
+        self.pool = self.memory.pool = _C.Pool(self.driver)
         self.token = torch.zeros(1, dtype=torch.uint8, device=self.device)
         self.binding = _C.Binding(self.token, self.engine)
         self._origins: list[torch.device] = []
@@ -114,6 +113,7 @@ class ModelState:
         """Make the weights ordinary: each where it came from, no watching. Safe to call twice."""
         if self.is_taken:
             self.engine.stop()
+            self.memory.unwatch()
             self.pool.release()
             self.binding.retire()
             self.host.arena.unpin()
@@ -198,7 +198,7 @@ class ModelState:
     def vacate(self) -> None:
         """Give the pool's memory back; `place` must follow before the next forward."""
         self.engine.stop()
-        self.memory.begin_span(self.pool.bytes)
+        self.memory.begin_span()
         self.pool.release()
         self._small_address = 0
 
@@ -207,10 +207,10 @@ class ModelState:
         self.binding.place_device(unit.index, address, self.token, unit.piece, unit.is_last)
 
     def _reserve(self, num_bytes: int) -> int:
-        self.memory.begin_span(self.pool.bytes)
+        self.memory.begin_span()
         self.pool.release()
-        free = self.memory.available_bytes()
-        if free is not None and num_bytes > free - self.memory.allocated_bytes():
+        free = self.memory.free_bytes()
+        if free is not None and num_bytes > free:
             self.memory.give_back()  # what PyTorch caches but does not use
         return int(self.pool.reserve(num_bytes))
 

@@ -89,8 +89,7 @@ class PipelineSession:
         self.sessions = sessions
         self._guests = guests
         self._memory = DeviceMemory(config.target_device())
-        self._beside_guest = 0  # what the denoisers' pools hold during a turn
-        self._turns = Turns(self._make_room, self._take_note)
+        self._turns = Turns(self._make_room, self._take_note, self._end_turn)
         self._handles: list[RemovableHandle] = []
         self._hook()
         pipe.__dict__[KEY] = self
@@ -103,6 +102,7 @@ class PipelineSession:
 
     def report(self) -> PipelineReport:
         """Return what happened up to the last step of each denoiser."""
+        self._turns.note()
         cap = self.config.resolve(self._memory.total_bytes()).vram_bytes
         return PipelineReport(
             {name: session.report() for name, session in self.sessions.items()},
@@ -204,14 +204,22 @@ class PipelineSession:
         for session in self.sessions.values():
             if self.config.vram is not None or not fits:
                 session.vacate()
-        self._beside_guest = sum(session.note_peak() for session in self.sessions.values())
-        self._memory.begin_span(0)
+        for session in self.sessions.values():
+            session._state.memory.unwatch()
+        self._memory.begin_span()
 
     def _take_note(self, guest: Guest) -> None:
-        """Note a turn's peak, which is not the denoisers'."""
-        guest.turns += 1
-        guest.peak_bytes = max(guest.peak_bytes, self._memory.peak_with(self._beside_guest))
-        self._memory.begin_span(0)
+        """Note the peak of a turn, which is not the denoisers'."""
+        span = self._memory.span_peak_bytes()
+        if span:  # else PyTorch keeps no count of this device
+            pools = [session._state.pool.bytes for session in self.sessions.values()]
+            beside = 0 if self._memory.counts_pool else sum(pools)
+            guest.peak_bytes = max(guest.peak_bytes, span + beside)
+
+    def _end_turn(self) -> None:
+        for session in self.sessions.values():
+            if session._state.is_taken:
+                session._state.memory.watch()
 
 
 def attach_pipeline(pipe: Any, config: SwapConfig, attach: Any) -> PipelineSession:

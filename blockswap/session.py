@@ -120,12 +120,7 @@ class Session:
         """
         if self._hooks is not None:
             self._between_forwards(self._steward.vacate)
-
-    def note_peak(self) -> int:
-        """Take the peak so far, before somebody starts a new one; the pool's bytes now."""
-        pool_bytes = self._state.pool.bytes if self._state.is_taken else 0
-        self._state.memory.note_peak(pool_bytes)
-        return pool_bytes
+            self._cycle.interrupt()
 
     # What the hooks call -------------------------------------------------------------------------
 
@@ -261,7 +256,7 @@ class Session:
             self._state.give_back(detach)
             self._cycle.interrupt()
             for member in self._members:
-                attached.unmark(member, None if detach else self)
+                attached.unmark(member, self, paused=not detach)
 
         self._between_forwards(stop)
 

@@ -81,7 +81,7 @@ class Steward:
         state = self.state
         self.stop()
         self.notes.clear()
-        state.memory.begin_peaks()
+        state.memory.watch()
         self._requests = Requests(
             state.leaves, state.config, state.priorities, state.host.image_bytes, state.host.follows
         )
@@ -115,7 +115,7 @@ class Steward:
 
     def _measure_link(self) -> None:
         arena = self.state.host.arena
-        num_bytes = min(LINK_PROBE_BYTES, arena.bytes)
+        num_bytes = min(self._room or LINK_PROBE_BYTES, LINK_PROBE_BYTES, arena.bytes)
         target = self.state.pool.reserve(num_bytes)
         repeats = LINK_PROBE_REPEATS if self.state.device.type == "cuda" else 2
         engine = self.state.engine
@@ -153,7 +153,7 @@ class Steward:
         self.state.engine.measure(self._measures())
         self._steps_of_plan += 1
         if not self.is_ready:
-            self.state.memory.begin_span(self.state.pool.bytes)
+            self.state.memory.begin_span()
 
     def _measures(self) -> bool:
         """Whether to time each piece of the next step: host and device pay for five events each."""

@@ -68,7 +68,7 @@ def make_report(steward: Steward, session_state: State) -> Report:
             link_gb_per_s=None,
         )
     plan, counters = steward.plan, state.engine.counters
-    state.memory.note_peak(state.pool.bytes)
+    state.memory.note_peak()
     timeline = make_timeline(steward)
     step_seconds = state.engine.step_times().step_seconds
     learned = steward.learned

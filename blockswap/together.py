@@ -33,21 +33,26 @@ def name_of(model: nn.Module) -> str:
     return " + ".join(type(part).__name__ for part in members_of(model).values())
 
 
+# Which model ran, and what makes its input need other memory and time.
+Part = tuple[int, Hashable]
+
+
 class Cycle:
     """How far a step of several models is. Pure.
 
     A step begins with the forward of a model that does not come after the one that ran last, and
-    ends with that of the last model. What shapes the later models will get is guessed from the
-    step before: a step whose guess was wrong counts as not completed.
+    ends with that of the last model. What the later models will get is guessed from the last whole
+    step that began alike. Where a forward is not the one that was guessed, a step of its own
+    begins. Only a whole step that was guessed right counts as completed.
     """
 
     def __init__(self, num_models: int) -> None:
         self._num_models = num_models
         self._next = 0  # the first model that may go on with the open step
-        self._keys: list[Hashable] = []
-        self._known: dict[Hashable, tuple[Hashable, ...]] = {}  # by the first model's shapes
+        self._parts: list[Part] = []
+        self._known: dict[Part, tuple[Part, ...]] = {}  # whole steps by their first part
 
-    def enter(self, model: int, key: Hashable) -> tuple[Hashable, ...] | None:
+    def enter(self, model: int, key: Hashable) -> tuple[Part, ...] | None:
         """Begin a model's forward.
 
         Args:
@@ -57,25 +62,29 @@ class Cycle:
         Returns:
             The key of the whole step if one begins, None if the open one goes on.
         """
-        if 0 < self._next <= model:
-            self._keys.append(key)
+        part = (model, key)
+        if not 0 < self._next <= model:
+            self._parts = [part]
+            return self._known.get(part, (part,))
+        self._parts.append(part)
+        guessed = self._known.get(self._parts[0])
+        if guessed is None or guessed[: len(self._parts)] == tuple(self._parts):
             return None
-        self._keys = [key]
-        return self._known.get(key, (key,))
+        return tuple(self._parts)
 
     def leave(self, model: int, completed: bool) -> bool | None:
         """End a model's forward.
 
         Returns:
-            Whether the step is complete and was as guessed; None if it goes on.
+            Whether the step is whole and was as guessed; None if it goes on.
         """
         if completed and model + 1 < self._num_models:
             self._next = model + 1
             return None
         self._next = 0
-        if not completed:
+        was = tuple(self._parts)
+        if not completed or [number for number, _ in was] != list(range(self._num_models)):
             return False
-        was = tuple(self._keys)
         guessed = self._known.get(was[0], was[:1])
         self._known[was[0]] = was
         return was == guessed

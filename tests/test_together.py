@@ -183,29 +183,130 @@ def test_what_cannot_be_one_cycle_is_refused_by_name() -> None:
 # ---- the cycle ----------------------------------------------------------------------------------
 
 
+X0, Y1 = (0, "x"), (1, "y")
+
+
 def test_a_step_ends_with_the_last_model_and_is_complete_once_its_shapes_were_guessed() -> None:
     cycle = Cycle(2)
-    assert cycle.enter(0, "x") == ("x",)
+    assert cycle.enter(*X0) == (X0,)
     assert cycle.leave(0, True) is None
-    assert cycle.enter(1, "y") is None
+    assert cycle.enter(*Y1) is None
     assert cycle.leave(1, True) is False  # nobody knew of y
-    assert cycle.enter(0, "x") == ("x", "y")
+    assert cycle.enter(*X0) == (X0, Y1)
     assert cycle.leave(0, True) is None
-    assert cycle.enter(1, "y") is None
+    assert cycle.enter(*Y1) is None
     assert cycle.leave(1, True) is True
 
 
 def test_the_first_model_begins_a_new_step_whatever_is_missing_of_the_last() -> None:
     cycle = Cycle(2)
-    cycle.enter(0, "x")
+    cycle.enter(*X0)
     cycle.leave(0, True)
-    assert cycle.enter(0, "x") == ("x",)
+    assert cycle.enter(*X0) == (X0,)
     assert cycle.leave(0, False) is False
-    assert cycle.enter(1, "y") == ("y",)
+    assert cycle.enter(*Y1) == (Y1,)
+    assert cycle.leave(1, True) is False  # the first one did not run
+
+
+def test_a_part_that_was_not_guessed_begins_a_step_of_its_own() -> None:
+    cycle = Cycle(2)
+    run_cycle(cycle, X0, Y1)
+    cycle.enter(*X0)
+    cycle.leave(0, True)
+    assert cycle.enter(1, "z") == (X0, (1, "z"))
+    assert cycle.leave(1, True) is False
+    assert cycle.enter(*X0) == (X0, (1, "z"))  # guessed from the last whole step
+
+
+def test_a_step_that_leaves_a_model_out_changes_no_guess() -> None:
+    cycle = Cycle(3)
+    parts = [(number, "x") for number in range(3)]
+    run_cycle(cycle, *parts)
+    assert run_cycle(cycle, parts[0], parts[2]) is False
+    assert run_cycle(cycle, *parts) is True
+    assert run_cycle(cycle, parts[1], parts[2]) is False
+    assert run_cycle(cycle, *parts) is True
+
+
+def run_cycle(cycle: Cycle, *parts: tuple[int, str]) -> bool | None:
+    done: bool | None = None
+    for number, key in parts:
+        cycle.enter(number, key)
+        done = cycle.leave(number, True)
+    return done
 
 
 def test_one_model_is_a_cycle_of_its_own() -> None:
     cycle = Cycle(1)
     for _ in range(2):
-        assert cycle.enter(0, "x") == ("x",)
+        assert cycle.enter(*X0) == (X0,)
         assert cycle.leave(0, True) is True
+
+
+# ---- steps that are not whole --------------------------------------------------------------------
+
+
+def test_models_of_like_shapes_do_not_take_each_others_plans() -> None:
+    models, twins = make_models()
+    wanted, second = run(twins), run(twins[1:])
+    with attach(models) as session:
+        for _ in range(3):
+            assert torch.equal(run(models), wanted)
+        for _ in range(STEPS):
+            assert torch.equal(run(models[1:]), second)  # alone, with an input like the first one's
+        for _ in range(3):
+            assert torch.equal(run(models), wanted)
+        assert not any(unit.is_diverted for unit in session._state.units.values())
+        assert session._state.strangers == set()
+        for _ in range(STEPS):
+            assert torch.equal(run(models), wanted)
+        assert session.state == "ready"
+
+
+def test_memory_given_back_between_the_models_of_a_step_is_taken_again() -> None:
+    models, twins = make_models()
+    wanted = run(twins)
+    for options in ({}, {"offload": 0}):
+        with attach(models, **options) as session:
+            for _ in range(STEPS):
+                run(models)
+            x = run(models[:1])
+            session.vacate()
+            assert session.report().pool_bytes == 0
+            assert torch.equal(run(models[1:], x), wanted)
+            assert session.report().pool_bytes > 0
+            assert torch.equal(run(models), wanted)
+
+
+def test_the_models_themselves_cannot_be_blocks() -> None:
+    models, twins = make_models()
+    wanted = run(twins)
+    with pytest.raises(ConfigError, match="the model itself cannot be a block"):
+        attach(models, blocks=models)
+    with attach(models, blocks=["Stack*"]) as session:  # what lies inside them, then
+        assert torch.equal(run(models), wanted)
+        assert not set(models) & {block.module for block in session._blocks}
+    assert not any("forward" in vars(model) for model in models)
+
+
+def test_a_block_that_two_models_share_streams_once() -> None:
+    models, twins = make_models()
+    models[1].blocks[1] = models[0].blocks[1]
+    twins[1].blocks[1] = twins[0].blocks[1]
+    wanted = run(twins)
+    with attach(models) as session:
+        for _ in range(STEPS):
+            assert torch.equal(run(models), wanted)
+        assert session.state == "ready"
+    assert torch.equal(run(models), wanted)
+
+
+def test_a_session_that_has_ended_leaves_the_next_one_alone() -> None:
+    models, twins = make_models()
+    wanted = run(twins)
+    first = attach(models)
+    first.detach()
+    with attach(models) as second:
+        first.detach()
+        assert attach(models) is second
+        assert torch.equal(run(models), wanted)

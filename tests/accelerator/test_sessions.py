@@ -14,6 +14,7 @@ from torch import nn
 import blockswap
 from blockswap.bench import zoo
 
+MIB = 2**20
 STEPS = 12  # learning takes six to ten
 
 
@@ -240,4 +241,28 @@ def test_report_remembers_the_peak_of_all_steps_since_attach(accelerator: Module
         for _ in range(STEPS):
             model(small)
         assert session.report().peak_allocated_bytes == peak
+        session.pause()
+        session.resume()
+        other = Chain([64] * 9, seed=1)
+        with blockswap.attach(other, device="fake", offload="64KiB") as beside:
+            for _ in range(3):
+                model(small)
+                other(large)
+            assert session.report().peak_allocated_bytes >= peak
+            assert beside.report().peak_allocated_bytes >= peak
         assert session.report().peak_device_bytes >= peak
+
+
+def test_a_larger_input_of_a_later_model_keeps_the_cap(accelerator: ModuleType) -> None:
+    models = [Chain([512] * 9, seed=seed) for seed in (0, 1)]  # of 8 MiB each
+    small, large = (torch.randn(rows, 512, device="fake") for rows in (8, 1024))  # 2 MiB
+    cap = accelerator.memory_allocated() + 14 * MIB
+    with torch.no_grad(), blockswap.attach(*models, device="fake", vram=cap) as session:
+        for _ in range(STEPS):
+            models[1](models[0](small))
+        assert session.report().pool_bytes > 6 * MIB  # with which the large input would not fit
+        for _ in range(2 * STEPS):
+            models[0](small)
+            models[1](large)
+        assert session.state == "ready"
+        assert session.report().peak_allocated_bytes <= cap
