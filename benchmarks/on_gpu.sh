@@ -8,7 +8,7 @@
 #   benchmarks/on_gpu.sh host                   what streaming costs the host per piece
 #   benchmarks/on_gpu.sh attach                time and host memory of attaching
 #   benchmarks/on_gpu.sh sanitize              the GPU tests under compute-sanitizer memcheck
-#   benchmarks/on_gpu.sh bench:flux            engines side by side
+#   benchmarks/on_gpu.sh bench:flux[:20]       engines side by side, so many timed steps
 #   benchmarks/on_gpu.sh profile:flux          plans from a profile against steps at ten caps
 #   benchmarks/on_gpu.sh probe                 what each link carries
 #   benchmarks/on_gpu.sh packages              sdist, wheel, and a model streamed from the wheel
@@ -50,8 +50,9 @@ for what in "$@"; do
         >"$OUT/sanitizer.log" 2>&1 || failed=1
       tail -5 "$OUT/sanitizer.log" ;;
     bench:*)
-      $PYTHON -m blockswap bench --model "${what#bench:}" --out "$OUT/$stamp-${what#bench:}-bench.json" \
-        --picture "$OUT/${what#bench:}-bench.png" || failed=1 ;;
+      IFS=: read -r _ model steps <<<"$what"
+      $PYTHON -m blockswap bench --model "$model" --steps "${steps:-20}" \
+        --out "$OUT/$stamp-$model-bench.json" --picture "$OUT/$model-bench.png" || failed=1 ;;
     profile:*)
       $PYTHON -m benchmarks.profiles --model "${what#profile:}" \
         --out "$OUT/$stamp-${what#profile:}-profile.json" || failed=1 ;;
