@@ -47,6 +47,11 @@ class DeviceMemory:
         """Return what PyTorch's tensors hold now."""
         return int(self._module.memory_allocated(self.device)) if self._module else 0
 
+    @property
+    def pool_beside_bytes(self) -> int:
+        """Return what the pool holds beyond what PyTorch counts."""
+        return 0 if self.pool is None or self.counts_pool else self.pool.bytes
+
     def free_bytes(self) -> int | None:
         """Return what the driver could give now; None when it is not known."""
         return int(self._module.mem_get_info(self.device)[0]) if self._module else None
@@ -78,7 +83,7 @@ class DeviceMemory:
         if not self.watches:
             return
         span = self.span_peak_bytes()
-        allocated_bytes = span + (self.pool.bytes if self.pool and not self.counts_pool else 0)
+        allocated_bytes = span + self.pool_beside_bytes
         reserved = getattr(self._module, "max_memory_reserved", None)
         unused_bytes = int(reserved(self.device)) - span if reserved else 0
         device_bytes = allocated_bytes + unused_bytes

@@ -212,8 +212,8 @@ class PipelineSession:
         """Note the peak of a turn, which is not the denoisers'."""
         span = self._memory.span_peak_bytes()
         if span:  # else PyTorch keeps no count of this device
-            pools = [session._state.pool.bytes for session in self.sessions.values()]
-            beside = 0 if self._memory.counts_pool else sum(pools)
+            memories = [session._state.memory for session in self.sessions.values()]
+            beside = sum(memory.pool_beside_bytes for memory in memories)
             guest.peak_bytes = max(guest.peak_bytes, span + beside)
 
     def _end_turn(self) -> None:

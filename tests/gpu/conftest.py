@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-# What libraries keep for the rest of the process: cuBLAS' workspaces, a compiler's buffers.
+from blockswap.memory import DeviceMemory
+
+# What libraries keep of PyTorch's memory: cuBLAS' workspaces, a compiler's buffers.
 KEPT_BYTES = 256 * 2**20
 
 
@@ -21,9 +23,8 @@ def gives_its_memory_back() -> Iterator[None]:
 
 
 def held_bytes() -> int:
-    """What the driver has given away, PyTorch's cache not counted: tensors, pools, libraries."""
+    """PyTorch's tensors and the pools of all sessions that are alive."""
     gc.collect()
     torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info()
-    return total - free
+    pools = sum(memory.pool_beside_bytes for memory in DeviceMemory._all)
+    return torch.cuda.memory_allocated() + pools
