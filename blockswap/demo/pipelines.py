@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from blockswap.demo.tokenizers import save_clip_tokenizer, save_t5_tokenizer
-from blockswap.demo.weights import random_module
+from blockswap.demo.weights import align, random_module
 from blockswap.errors import ConfigError
 
 MARKER = "blockswap-demo.json"  # names what a checkpoint folder holds; only such folders are reused
@@ -92,9 +92,13 @@ def load_pipeline(model: DemoModel, folder: Path) -> Any:
     with warnings.catch_warnings():
         # Newer diffusers call it dtype; both know this name until diffusers 1.0.
         warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
-        return _pipeline_class(model).from_pretrained(
+        pipe = _pipeline_class(model).from_pretrained(
             str(folder), torch_dtype=model.dtype, local_files_only=True
         )
+    for component in pipe.components.values():
+        if isinstance(component, torch.nn.Module):
+            align(component)
+    return pipe
 
 
 def _pipeline_class(model: DemoModel) -> Any:
