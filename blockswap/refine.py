@@ -35,22 +35,22 @@ def refine(
     Args:
         learned: to be scaled.
         times: the device's, of a step that began with an idle device.
-        hosts: the host's, of that step and some before it; the shortest counts: what is longer was
-            disturbed. Empty where the host does the work itself.
+        hosts: the host's, of that step and some before it; gap by gap the lower quartile counts.
+            Empty where the host does the work itself.
         leaf_of_piece: the leaves of each piece.
     """
     position = {leaf: index for index, leaf in enumerate(learned.order)}
     gaps = _gaps(times, position, leaf_of_piece)
     issues = _issue_seconds(hosts, len(gaps))
     leads = _leads(gaps, hosts[-1]) if issues else []
-    shortest = min(issues[:-1] or issues, key=sum, default=[])
+    undisturbed = [_undisturbed(gap) for gap in zip(*(issues[:-1] or issues), strict=True)]
     copies = [HOOKS_SHARE * host.seconds_per_piece for host in hosts]
-    learned.host_seconds_per_copy = min(copies) if issues else 0.0
+    learned.host_seconds_per_copy = _undisturbed(copies) if issues else 0.0
     measuring = _measuring_seconds(learned, times) if issues else 0.0
     for index, gap in enumerate(gaps):
         issue, is_late = 0.0, False
         if issues:
-            issue = shortest[index]
+            issue = undisturbed[index]
             if leads[index] > FAR_AHEAD_S:
                 issue = 0.0  # it may have waited until the device's queue had room again
             is_late = leads[index] < CAUGHT_UP_S
@@ -136,6 +136,11 @@ def _issue_seconds(hosts: Sequence[_C.HostTimes], num_gaps: int) -> list[list[fl
             gaps = [after - before for before, after in itertools.pairwise(moments)]
             steps.append([gaps[0], *(max(0.0, seconds - overhead) for seconds in gaps[1:])])
     return steps
+
+
+def _undisturbed(samples: Sequence[float]) -> float:
+    """Return the lower quartile: what is longer was disturbed, and the shortest of many is luck."""
+    return sorted(samples)[len(samples) // 4]
 
 
 def _scale(times: dict[int, float], leaves: Sequence[int], seconds: float) -> None:

@@ -81,6 +81,18 @@ def test_one_disturbed_step_does_not_count_for_the_host():
     assert learned.host_seconds[0] == pytest.approx(5 * MS)
 
 
+def test_a_host_that_was_disturbed_in_every_step_elsewhere_is_learned_undisturbed():
+    def sample(first, second):
+        end = 10 * MS + first + second
+        spans = [(0, 0.0, 0.0, 0.0), (1, 5 * MS + first, 5 * MS + first, 5 * MS + first)]
+        return step(spans, end, end)
+
+    late = 3 * MS
+    samples = [sample(late, 0.0), sample(0.0, late), sample(late, 0.0), sample(0.0, late)]
+    learned = learn([*samples, sample(late, late)], [1 * MS, 1 * MS])
+    assert learned.host_seconds == pytest.approx({0: 5 * MS, 1: 5 * MS})
+
+
 def test_residents_between_two_streamed_pieces_share_the_gap():
     # Leaf 1 stays: it runs in the gap that piece 0 begins.
     sample = step([(0, 0.0, 1 * MS, 1 * MS), (2, 0.1 * MS, 7 * MS, 7 * MS)], 9 * MS, 0.2 * MS)
