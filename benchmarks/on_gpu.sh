@@ -7,7 +7,7 @@
 #   benchmarks/on_gpu.sh models:flux[:0,3]     benchmarks/models.py, all cases or those numbers
 #   benchmarks/on_gpu.sh host                   what streaming costs the host per piece
 #   benchmarks/on_gpu.sh attach                time and host memory of attaching
-#   benchmarks/on_gpu.sh sanitize              the GPU tests under compute-sanitizer memcheck
+#   benchmarks/on_gpu.sh sanitize[:"a or b"]   the GPU tests under compute-sanitizer memcheck
 #   benchmarks/on_gpu.sh bench:flux[:20]       engines side by side, so many timed steps
 #   benchmarks/on_gpu.sh profile:flux          plans from a profile against steps at ten caps
 #   benchmarks/on_gpu.sh probe                 what each link carries
@@ -41,13 +41,16 @@ for what in "$@"; do
     touch:*) $PYTHON -c "from benchmarks.turns import touch_memory; touch_memory(${what#touch:})" ;;
     host) $PYTHON -m benchmarks.host_cost --out "$OUT/$stamp-host.json" || failed=1 ;;
     attach) $PYTHON -m benchmarks.attach ${ATTACH_OPTIONS:-} --out "$OUT/$stamp-attach.json" || failed=1 ;;
-    sanitize)
-      # Without PyTorch's cache, so that each tensor's bounds are seen; so no test of its statistics.
-      # No rates either, no full-size models, no compiler: a kernel takes some hundred times as long.
-      PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout "${SANITIZE_S:-500}" \
-        compute-sanitizer --tool memcheck --error-exitcode 9 $PYTHON -m pytest -v --durations=10 -m gpu \
-        tests/gpu -k "not full and not throttled and not cap and not flex and not bench" \
+    sanitize | sanitize:*)
+      # No rates, no full-size models, no compiler: a kernel takes some hundred times as long. No
+      # backtraces either: with them the tool keeps every Python frame, and so every tensor, alive.
+      chosen=${what#sanitize}
+      timeout "${SANITIZE_S:-500}" \
+        compute-sanitizer --tool memcheck --show-backtrace no --error-exitcode 9 \
+        $PYTHON -m pytest -v --durations=10 -m gpu tests/gpu \
+        -k "not full and not throttled and not flex and not bench ${chosen:+and (${chosen#:})}" \
         >"$OUT/sanitizer.log" 2>&1 || failed=1
+      grep -cE " (PASSED|FAILED|ERROR) " "$OUT/sanitizer.log"
       tail -5 "$OUT/sanitizer.log" ;;
     bench:*)
       IFS=: read -r _ model steps <<<"$what"

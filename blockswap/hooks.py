@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from blockswap import _C
 from blockswap.binding import Gate, Unit, weights_of
 
 logger = logging.getLogger("blockswap")
@@ -25,6 +26,10 @@ class Entrance(Protocol):
     @property
     def token(self) -> torch.Tensor:
         """Return the tensor that keeps the ops in order."""
+
+    @property
+    def binding(self) -> _C.Binding:
+        """Return what calls the ops for a leaf."""
 
     @property
     def units(self) -> dict[nn.Module, Unit]:
@@ -149,8 +154,9 @@ def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., N
     a leaf that neither begins nor ends a streamed piece returns at once.
     """
     gate, token, units = session.gate, session.token, session.units
-    acquire = torch.ops.blockswap.acquire_.default
-    release = torch.ops.blockswap.release_.default
+    acquire, release = torch.ops.blockswap.acquire_.default, torch.ops.blockswap.release_.default
+    # The same ops with the leaf's weights; called from C++, they cost the host a fraction.
+    acquire_leaf, release_leaf = session.binding.acquire_leaf, session.binding.release_leaf
 
     def before(module: nn.Module, _args: Any) -> None:
         if torch.compiler.is_compiling():
@@ -162,7 +168,7 @@ def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., N
         gate.running = unit
         piece = unit.piece
         if piece >= 0 and piece != gate.live and not unit.is_diverted:
-            acquire(token, unit.weights)
+            acquire_leaf(unit.index)
             gate.live, gate.runs_left = piece, unit.runs_of_last
             if gate.learns:
                 session.log_run(unit)
@@ -178,7 +184,7 @@ def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., N
         if unit.is_last and unit.piece == gate.live:
             gate.runs_left -= 1
             if gate.runs_left <= 0:
-                release(token, tensors_in(output), unit.weights)
+                release_leaf(unit.index, tensors_in(output))
                 gate.live = -1
         if gate.root is module:
             session.leave(module)

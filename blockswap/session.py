@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from blockswap import attached
+from blockswap import _C, attached
 from blockswap.binding import ONE_CALLER, Gate, Unit
 from blockswap.blocks import Block, find_blocks, still_there
 from blockswap.callers import is_running
@@ -128,6 +128,11 @@ class Session:
     def token(self) -> torch.Tensor:
         """Return the tensor that keeps the ops in order."""
         return self._state.token
+
+    @property
+    def binding(self) -> _C.Binding:
+        """Return what calls the ops for a leaf."""
+        return self._state.binding
 
     @property
     def units(self) -> dict[nn.Module, Unit]:

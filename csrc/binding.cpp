@@ -105,6 +105,7 @@ int64_t Binding::add(PyObject* parameters, const std::string& name, PyObject* ob
   const auto index = static_cast<int64_t>(entries_.size());
   entries_.push_back(std::move(entry));
   place.entries.push_back(index);
+  place.weights.push_back(tensor);
   return index;
 }
 
@@ -114,6 +115,9 @@ void Binding::replace(int64_t index, PyObject* object, const at::Tensor& tensor)
   entry.tensor = tensor;
   entry.adopted = false;
   adopt(index);
+  LeafPlace& place = leaf_place(entry.leaf);
+  const auto position = std::find(place.entries.begin(), place.entries.end(), index);
+  place.weights[static_cast<size_t>(position - place.entries.begin())] = tensor;
 }
 
 int64_t Binding::leaf_bytes(int32_t leaf) const {

@@ -212,6 +212,14 @@ const Binding::LeafPlace* Binding::place_of(at::TensorList weights) {
   return &leaves_[static_cast<size_t>(found->second)];
 }
 
+void Binding::acquire_leaf(int32_t leaf) const {
+  call_acquire(token_, leaves_.at(static_cast<size_t>(leaf)).weights);
+}
+
+void Binding::release_leaf(int32_t leaf, at::TensorList out) const {
+  call_release(token_, out, leaves_.at(static_cast<size_t>(leaf)).weights);
+}
+
 void Binding::acquire(at::TensorList weights, Device::Stream compute) {
   const LeafPlace* place = place_of(weights);
   if (place != nullptr && place->piece >= 0) {

@@ -80,8 +80,7 @@ void bind_memory(py::module_& m) {
           [](Pool& pool, int64_t bytes) { return reinterpret_cast<uint64_t>(pool.reserve(bytes)); },
           py::call_guard<py::gil_scoped_release>())
       .def("release", &Pool::release, py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("bytes", &Pool::bytes)
-      .def_property_readonly("peak_bytes", &Pool::peak_bytes);
+      .def_property_readonly("bytes", &Pool::bytes);
 
   py::class_<HostArena, std::shared_ptr<HostArena>>(m, "HostArena")
       .def(py::init<int64_t, std::vector<int64_t>>(), py::arg("bytes"),
@@ -246,6 +245,11 @@ void bind_binding(py::module_& m) {
            [](Binding& binding, int32_t leaf, uint64_t address, const at::Tensor& token,
               int32_t piece, bool is_last) {
              binding.place_device(leaf, address, token.device(), piece, is_last);
+           })
+      .def("acquire_leaf", &Binding::acquire_leaf)
+      .def("release_leaf",
+           [](const Binding& binding, int32_t leaf, const std::vector<at::Tensor>& out) {
+             binding.release_leaf(leaf, out);
            })
       .def("bind", &Binding::bind)
       .def("unbind", &Binding::unbind)

@@ -53,7 +53,23 @@ void release_(const at::Tensor& token, at::TensorList out, at::TensorList w) {
 void acquire_meta(const at::Tensor&, at::TensorList) {}
 void release_meta(const at::Tensor&, at::TensorList, at::TensorList) {}
 
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
 }  // namespace
+
+void call_acquire(const at::Tensor& token, at::TensorList w) {
+  static const auto op = find_op<void(const at::Tensor&, at::TensorList)>("blockswap::acquire_");
+  op.call(token, w);
+}
+
+void call_release(const at::Tensor& token, at::TensorList out, at::TensorList w) {
+  static const auto op =
+      find_op<void(const at::Tensor&, at::TensorList, at::TensorList)>("blockswap::release_");
+  op.call(token, out, w);
+}
 
 Device::Stream current_stream(const c10::Device& device) {
   if (device.is_cpu()) {
@@ -85,6 +101,12 @@ BS_IMPLEMENT(CPU)
 BS_IMPLEMENT(CUDA)
 BS_IMPLEMENT(PrivateUse1)
 #undef BS_IMPLEMENT
+
+// They have no gradient, and refuse to be part of one: autograd has nothing to do here.
+TORCH_LIBRARY_IMPL(blockswap, Autograd, m) {
+  m.impl("acquire_", torch::CppFunction::makeFallthrough());
+  m.impl("release_", torch::CppFunction::makeFallthrough());
+}
 
 // Without a kernel for Meta the real one may run while a compiler traces.
 TORCH_LIBRARY_IMPL(blockswap, Meta, m) {

@@ -24,7 +24,6 @@ class Pool {
     if (bytes > 0) {
       address_ = device_->allocate(bytes);
       bytes_ = bytes;
-      peak_bytes_ = bytes_ > peak_bytes_ ? bytes_ : peak_bytes_;
     }
     return address_;
   }
@@ -37,13 +36,11 @@ class Pool {
   }
   void* address() const { return address_; }
   int64_t bytes() const { return bytes_; }
-  int64_t peak_bytes() const { return peak_bytes_; }
 
  private:
   std::shared_ptr<Device> device_;
   void* address_ = nullptr;
   int64_t bytes_ = 0;
-  int64_t peak_bytes_ = 0;
 };
 
 }  // namespace blockswap
