@@ -98,6 +98,15 @@ void discard(void* address, int64_t bytes) {
   madvise(address, static_cast<size_t>(bytes), MADV_DONTNEED);
 }
 
+bool forbid(void* address, int64_t bytes) {
+  discard(address, bytes);
+  return mprotect(address, static_cast<size_t>(bytes), PROT_NONE) == 0;
+}
+
+bool allow(void* address, int64_t bytes) {
+  return mprotect(address, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE) == 0;
+}
+
 int64_t resident_bytes(const void* address, int64_t bytes) {
   constexpr int64_t kSlicePages = 16384;
   std::vector<unsigned char> present(kSlicePages);

@@ -41,6 +41,11 @@ bool populate(void* address, int64_t bytes);
 // the bytes. post: the range reads as zeros and may be written again.
 void discard(void* address, int64_t bytes);
 
+// Takes the right to touch the range away, and its physical pages: any access faults until allow(),
+// after which it reads as zeros. pre: part of one try_reserve.
+bool forbid(void* address, int64_t bytes);
+bool allow(void* address, int64_t bytes);
+
 // How much of the range has physical pages; 0 when the system cannot tell.
 int64_t resident_bytes(const void* address, int64_t bytes);
 

@@ -45,6 +45,11 @@ class GenericDevice final : public Device {
       guard_.block(handle_of(event)->event, unpack(stream));
     }
   }
+  bool is_done(Event event) override {
+    void* handle = handle_of(event)->event;
+    return handle == nullptr || guard_.queryEvent(handle);
+  }
+  bool is_idle(Stream stream) override { return guard_.queryStream(unpack(stream)); }
   double seconds_between(Event begin, Event end) override {
     void* first = handle_of(begin)->event;
     void* second = handle_of(end)->event;
