@@ -21,6 +21,10 @@ int64_t page_bytes();
 // says why.
 void* try_reserve(int64_t bytes, int64_t alignment);
 
+// The same of addresses alone, which may exceed the memory there is: touching them faults until
+// allow().
+void* try_reserve_addresses(int64_t bytes, int64_t alignment);
+
 // Ends a reservation. pre: exactly the range of one try_reserve, which nobody uses any more.
 void unreserve(void* address, int64_t bytes);
 
@@ -42,7 +46,7 @@ bool populate(void* address, int64_t bytes);
 void discard(void* address, int64_t bytes);
 
 // Takes the right to touch the range away, and its physical pages: any access faults until allow(),
-// after which it reads as zeros. pre: part of one try_reserve.
+// after which it reads as zeros. False: refused. pre: part of one reservation.
 bool forbid(void* address, int64_t bytes);
 bool allow(void* address, int64_t bytes);
 

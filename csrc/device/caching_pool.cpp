@@ -176,7 +176,7 @@ void CachingPool::set_limit(int64_t bytes) {
 
 void CachingPool::set_on_pressure(Pressure pressure) {
   std::lock_guard lock(mutex_);
-  on_pressure_ = std::move(pressure);
+  std::swap(on_pressure_, pressure);  // the old one dies after the lock: it may need Python's
 }
 
 PoolStats CachingPool::stats() const {

@@ -71,15 +71,15 @@ void CachingPool::share_done_locked() {
 }
 
 void CachingPool::take_from_others_locked(Heap& heap, Heap::Owner owner) {
-  StreamClock& own = clock_of(owner);
+  const StreamClock& own = clock_of(owner);
   for (const auto& clock : clocks_) {
     if (clock.get() != &own) {
       clock->make_wait(own.stream());
     }
   }
-  // For a third stream it is as if this one had used it all just now.
+  // As if this stream had used it all just now. A third one that takes it from here waits for the
+  // others, too: until their work is over, their marks are open.
   heap.adopt(owner, own.now());
-  own.note_freed(heap.mapped_bytes() - heap.used_bytes());
 }
 
 void CachingPool::synchronize_locked() {

@@ -74,8 +74,8 @@ void Heap::absorb_next(Block* block) {
   spare_.push_back(next);
 }
 
-// Merges an unused block with its neighbours, lists the result and returns it. The left one absorbs:
-// the first block of a range stays the first.
+// Merges an unused block with its neighbours, lists the result and returns it. The left one
+// absorbs: the first block of a range stays the first.
 Heap::Block* Heap::settle(Block* block) {
   if (are_one(block, block->after)) {
     unused_.erase(key_of(block->after));

@@ -80,7 +80,7 @@ class Heap {
 
   // What the owner used last at `done` or before becomes anyone's. O(blocks).
   void disown(Owner owner, int64_t done);
-  // What is anyone's becomes the owner's, and so merges with what only the owner may have. O(blocks).
+  // What is anyone's becomes the owner's and merges with what only it may have. O(blocks).
   void claim(Owner owner);
   // The owner may have all that is free, as if used last at `tick`. O(blocks).
   void adopt(Owner owner, int64_t tick);

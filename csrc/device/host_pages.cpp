@@ -31,11 +31,10 @@ class HostPages final : public Pages {
   }
 
   uint64_t reserve(int64_t bytes) override {
-    void* range = os::try_reserve(bytes, os::kHugePageBytes);
+    void* range = os::try_reserve_addresses(bytes, os::kHugePageBytes);
     if (range == nullptr) {
       throw DeviceError("the system refuses to reserve " + format_bytes(bytes) + " of addresses");
     }
-    os::forbid(range, bytes);
     return reinterpret_cast<uint64_t>(range);
   }
   void release(uint64_t address, int64_t bytes) noexcept override {
