@@ -270,6 +270,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   bind_plan(m);
   bind_memory(m);
   bind_pool(m);
+  bind_replay(m);
   bind_engine(m);
   bind_binding(m);
   add_watched_dict(m.ptr());

@@ -8,5 +8,7 @@ namespace blockswap {
 void bind_plan(pybind11::module_& m);
 // Adds the caching pool (CachingPool, PoolStats, make_host_pages, ...). After Device.
 void bind_pool(pybind11::module_& m);
+// Adds the replays of benchmarks/allocator.py.
+void bind_replay(pybind11::module_& m);
 
 }  // namespace blockswap

@@ -38,8 +38,8 @@ def test_pressure_is_asked_in_python_and_may_free() -> None:
     resident = [pool.allocate(6 * MIB)]
     asked = []
 
-    def shed(bytes: int) -> bool:
-        asked.append(bytes)
+    def shed(num_bytes: int) -> bool:
+        asked.append(num_bytes)
         if not resident:
             return False
         pool.free(resident.pop())
@@ -100,20 +100,16 @@ def test_the_c_functions_serve_pytorch_from_a_pool_per_device() -> None:
     pool = make_pool()
     _C.set_pluggable_pool(7, pool)
     library = ctypes.CDLL(_C.__file__)  # by name, as torch's CUDAPluggableAllocator finds them
-    library.blockswap_alloc.restype = ctypes.c_void_p
-    library.blockswap_alloc.argtypes = [ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p]
-    library.blockswap_free.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t] + [
-        ctypes.c_int,
-        ctypes.c_void_p,
-    ]
-    by_address = [
-        ctypes.cast(getattr(library, f"blockswap_{name}"), ctypes.c_void_p).value
-        for name in ("alloc", "free")
-    ]
-    assert list(_C.pluggable_functions()) == by_address
-    block = library.blockswap_alloc(3 * MIB, 7, None)
+    alloc, free = library.blockswap_alloc, library.blockswap_free
+    assert _C.pluggable_functions() == tuple(
+        ctypes.cast(function, ctypes.c_void_p).value for function in (alloc, free)
+    )
+    alloc.restype = ctypes.c_void_p
+    alloc.argtypes = [ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p]
+    free.argtypes = [ctypes.c_void_p, *alloc.argtypes]
+    block = alloc(3 * MIB, 7, None)
     assert pool.stats().allocated_bytes == 3 * MIB
-    library.blockswap_free(block, 3 * MIB, 7, None)
-    assert library.blockswap_alloc(65 * MIB, 7, None) is None
+    free(block, 3 * MIB, 7, None)
+    assert alloc(65 * MIB, 7, None) is None
     assert "no 65.0 MiB" in _C.take_pluggable_error()
     _C.set_pluggable_pool(7, None)

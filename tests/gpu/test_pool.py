@@ -157,9 +157,7 @@ allocator = torch.cuda.memory.CUDAPluggableAllocator(
     _C.__file__, "blockswap_alloc", "blockswap_free")
 torch.cuda.memory.change_current_allocator(allocator)
 x = torch.arange(2**20, device="cuda", dtype=torch.float32).reshape(1024, 1024) % 7
-y = (x @ x).sum().item()
-x = x.cpu()
-assert y == (x @ x).sum().item(), y
+assert torch.equal((x @ x).cpu(), x.cpu() @ x.cpu())  # small whole numbers: exact
 stats = _C.pluggable_pool(0).stats()
 assert stats.peak_allocated_bytes >= 8 * 2**20, stats.peak_allocated_bytes
 assert _C.take_pluggable_error() == ""
