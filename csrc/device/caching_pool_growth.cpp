@@ -70,6 +70,7 @@ void CachingPool::share_done_locked() {
   }
 }
 
+// pre: share_done_locked() has just marked what is not over.
 void CachingPool::take_from_others_locked(Heap& heap, Heap::Owner owner) {
   const StreamClock& own = clock_of(owner);
   for (const auto& clock : clocks_) {

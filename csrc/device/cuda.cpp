@@ -71,15 +71,18 @@ class GpuDevice final : public Device {
   }
   void destroy_event(Event event) noexcept override { (void)cudaEventDestroy(event_of(event)); }
   void record(Event event, Stream stream) override {
+    DeviceGuard guard(index_);
     check_cuda(cudaEventRecord(event_of(event), stream_of(stream)), "cudaEventRecord");
   }
   void wait(Stream stream, Event event) override {
+    DeviceGuard guard(index_);
     check_cuda(cudaStreamWaitEvent(stream_of(stream), event_of(event), 0), "cudaStreamWaitEvent");
   }
   bool is_done(Event event) override {
     return is_ready(cudaEventQuery(event_of(event)), "cudaEventQuery");
   }
   bool is_idle(Stream stream) override {
+    DeviceGuard guard(index_);
     return is_ready(cudaStreamQuery(stream_of(stream)), "cudaStreamQuery");
   }
   double seconds_between(Event begin, Event end) override {
@@ -92,6 +95,7 @@ class GpuDevice final : public Device {
   }
 
   void synchronize(Stream stream) override {
+    DeviceGuard guard(index_);
     check_cuda(cudaStreamSynchronize(stream_of(stream)), "cudaStreamSynchronize");
   }
 

@@ -16,7 +16,8 @@ inline void check_cuda(cudaError_t status, const std::string& call) {
   }
 }
 
-// Restores the caller's device: PyTorch code around us relies on it.
+// Makes a device the current one: the default stream is that of the current device. Restores the
+// caller's device: PyTorch code around us relies on it.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int index) {

@@ -21,8 +21,8 @@ namespace blockswap {
 
 // The pool that serves a device, made when first asked for. Throws DeviceError.
 std::shared_ptr<CachingPool> pluggable_pool(int device);
-// Serves the device from this pool from now on; nullptr: from a new one when next asked for. pre: no
-// block of the one before is in use.
+// Serves the device from this pool from now on; nullptr: from a new one when next asked for.
+// pre: no block of the one before is in use.
 void set_pluggable_pool(int device, std::shared_ptr<CachingPool> pool);
 // What went wrong last, once; empty if nothing did.
 std::string take_pluggable_error();

@@ -77,9 +77,6 @@ void StreamClock::catch_up() {
 }
 
 void StreamClock::make_wait(Device::Stream other) {
-  if (unmarked_bytes_ > 0) {
-    mark();
-  }
   if (!marks_.empty()) {
     device_->wait(other, marks_.back().event);
   }

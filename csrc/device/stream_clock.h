@@ -35,7 +35,7 @@ class StreamClock {
   void poll();
   // The same for work that is not marked yet: it is over if the stream is idle, else it is marked.
   void catch_up();
-  // `other` goes on when what was noted as freed here is over; at once if it is known to be.
+  // `other` goes on when the last mark is reached; at once if it is known to be.
   void make_wait(Device::Stream other);
   // The host waits for all that this stream has enqueued.
   void synchronize();

@@ -212,8 +212,24 @@ TEST(pages_with_a_block_in_use_stay) {
   f.pool->free(after, kA);
 }
 
+TEST(what_is_over_merges_with_what_is_not_for_the_stream_that_may_have_both) {
+  Fixture f;
+  void* over = f.use(2 * kMiB, kA);
+  void* recent = f.use(2 * kMiB, kA);
+  f.use(2 * kMiB, kA);
+  f.pool->free(f.use(8 * kMiB, kA), kA);
+  f.pool->free(over, kA);
+  f.device->finish_all();
+  f.pool->give_back(8 * kMiB);  // the largest block first: `over` stays, anyone's
+  f.shared->uses.note(recent, 2 * kMiB, kA, f.device->enqueue(kA));
+  f.pool->free(recent, kA);
+  CHECK(f.use(4 * kMiB, kA) == over);
+  CHECK(f.mapped_bytes() == 6 * kMiB);
+}
+
 TEST(trim_keeps_what_it_is_told_to_keep) {
   Fixture f;
+  f.use(8 * kMiB, kA);
   f.pool->free(f.use(16 * kMiB, kA), kA);
   f.device->finish_all();
   CHECK(f.pool->trim(5 * kMiB) == 12 * kMiB);

@@ -115,6 +115,19 @@ TEST(a_hole_grows_the_free_block_beside_it_by_the_fewest_pages) {
   CHECK(f.heap.allocate(4 * kPage, 0)->address == kBase);
 }
 
+TEST(a_hole_grows_the_free_block_behind_it_from_its_end) {
+  Fixture f(4);
+  Heap::Block* first = f.heap.allocate(2 * kPage, 0);
+  Heap::Block* middle = f.heap.allocate(kPage, 0);
+  f.heap.allocate(kPage, 0);
+  f.heap.free(first, 1);
+  f.heap.disown(0, 1);
+  f.heap.unmap(f.heap.whole_pages(kPage).front());
+  f.heap.free(middle, 2);
+  const auto hole = f.heap.find_hole(2 * kPage, 0, kPage);
+  CHECK(hole && hole->address == kBase + kPage && hole->bytes == kPage);
+}
+
 TEST(another_streams_block_beside_a_hole_does_not_count) {
   Fixture f(1);
   const auto hole = f.heap.find_hole(2 * kPage, 1, kPage);
