@@ -109,6 +109,13 @@ MUTANTS = [
         "caching_pool",
     ),
     Mutant(
+        "taken blocks are anyone's before the wait for them is over",
+        "device/caching_pool_growth.cpp",
+        "heap.adopt(owner, own.mark());",
+        "heap.adopt(owner, own.now());",
+        "caching_pool",
+    ),
+    Mutant(
         "another stream's use is forgotten",
         "device/caching_pool.cpp",
         "users.push_back(user);",

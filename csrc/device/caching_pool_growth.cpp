@@ -72,15 +72,14 @@ void CachingPool::share_done_locked() {
 
 // pre: share_done_locked() has just marked what is not over.
 void CachingPool::take_from_others_locked(Heap& heap, Heap::Owner owner) {
-  const StreamClock& own = clock_of(owner);
+  StreamClock& own = clock_of(owner);
   for (const auto& clock : clocks_) {
     if (clock.get() != &own) {
       clock->make_wait(own.stream());
     }
   }
-  // As if this stream had used it all just now. A third one that takes it from here waits for the
-  // others, too: until their work is over, their marks are open.
-  heap.adopt(owner, own.now());
+  // As if this stream had used it all just now: the mark is reached after those that it waits for.
+  heap.adopt(owner, own.mark());
 }
 
 void CachingPool::synchronize_locked() {

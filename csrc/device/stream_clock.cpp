@@ -65,14 +65,13 @@ void StreamClock::poll() {
 }
 
 void StreamClock::catch_up() {
-  if (device_->is_idle(stream_)) {
+  poll();
+  // Marks first: a stream that only waits for an event may call itself idle.
+  if (marks_.empty() && device_->is_idle(stream_)) {
     reach(now_++);
     unmarked_bytes_ = 0;
-  } else {
-    if (unmarked_bytes_ > 0) {
-      mark();
-    }
-    poll();
+  } else if (unmarked_bytes_ > 0) {
+    mark();
   }
 }
 
