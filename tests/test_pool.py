@@ -83,7 +83,7 @@ def test_pages_belong_to_one_pool() -> None:
         _C.CachingPool(_C.make_device("cpu", 0), pages)
     with pytest.raises(UseError, match="is no block of this pool"):
         pool.free(4096)
-    with pytest.raises(ConfigError, match="multiples of 4.0 KiB"):
+    with pytest.raises(ConfigError, match="a power of two of at least 4.0 KiB"):
         _C.make_host_pages(8 * MIB, 1000)
 
 

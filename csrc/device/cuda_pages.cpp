@@ -68,8 +68,10 @@ class GpuPages final : public Pages {
     const CUmemAllocationProp kind = memory_kind();
     check_driver(driver_.granularity(&unit, &kind, CU_MEM_ALLOC_GRANULARITY_MINIMUM),
                  "cuMemGetAllocationGranularity");
-    const auto unit_bytes = static_cast<int64_t>(unit);
-    page_bytes_ = (std::max(page_bytes, unit_bytes) + unit_bytes - 1) / unit_bytes * unit_bytes;
+    page_bytes_ = static_cast<int64_t>(unit);
+    while (page_bytes_ < page_bytes) {
+      page_bytes_ *= 2;
+    }
   }
 
   int64_t granularity_bytes() const override { return page_bytes_; }

@@ -21,7 +21,12 @@ class GenericDevice final : public Device {
 
   void* allocate(int64_t bytes) override {
     c10::DeviceGuard guard(device_);
-    return c10::GetAllocator(device_.type())->raw_allocate(static_cast<size_t>(bytes));
+    try {
+      return c10::GetAllocator(device_.type())->raw_allocate(static_cast<size_t>(bytes));
+    } catch (const c10::OutOfMemoryError& error) {
+      throw DeviceError(device_.str() + " has no " + format_bytes(bytes) +
+                        " in one range: " + error.what_without_backtrace());
+    }
   }
   void deallocate(void* address) noexcept override {
     c10::GetAllocator(device_.type())->raw_deallocate(address);

@@ -16,9 +16,10 @@ class HostPages final : public Pages {
  public:
   HostPages(int64_t limit_bytes, int64_t page_bytes)
       : limit_bytes_(limit_bytes), page_bytes_(page_bytes) {
-    if (limit_bytes <= 0 || page_bytes <= 0 || page_bytes % os::page_bytes() != 0) {
+    const bool is_power = page_bytes > 0 && (page_bytes & (page_bytes - 1)) == 0;
+    if (limit_bytes <= 0 || !is_power || page_bytes < os::page_bytes()) {
       throw ConfigError("host pages of " + format_bytes(page_bytes) + " under a limit of " +
-                        format_bytes(limit_bytes) + ": pages must be multiples of " +
+                        format_bytes(limit_bytes) + ": pages must be a power of two of at least " +
                         format_bytes(os::page_bytes()) + ", the limit positive");
     }
   }
@@ -31,7 +32,7 @@ class HostPages final : public Pages {
   }
 
   uint64_t reserve(int64_t bytes) override {
-    void* range = os::try_reserve_addresses(bytes, os::kHugePageBytes);
+    void* range = os::try_reserve_addresses(bytes, page_bytes_);
     if (range == nullptr) {
       throw DeviceError("the system refuses to reserve " + format_bytes(bytes) + " of addresses");
     }
