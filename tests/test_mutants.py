@@ -102,17 +102,17 @@ MUTANTS = [
         "caching_pool",
     ),
     Mutant(
+        "a stream that only waits is taken for idle",
+        "device/stream_clock.cpp",
+        "num_looks = device_->is_idle(stream_) ? kIdleLooks : 1;",
+        "if (device_->is_idle(stream_)) return reach(now_++);",
+        "caching_pool",
+    ),
+    Mutant(
         "no wait for the stream whose blocks are taken",
         "device/caching_pool_growth.cpp",
         "clock->make_wait(own.stream());",
         ";",
-        "caching_pool",
-    ),
-    Mutant(
-        "taken blocks are anyone's before the wait for them is over",
-        "device/caching_pool_growth.cpp",
-        "heap.adopt(owner, own.mark());",
-        "heap.adopt(owner, own.now());",
         "caching_pool",
     ),
     Mutant(

@@ -78,7 +78,7 @@ void CachingPool::take_from_others_locked(Heap& heap, Heap::Owner owner) {
       clock->make_wait(own.stream());
     }
   }
-  // As if this stream had used it all just now: the mark is reached after those that it waits for.
+  // As if this stream had used it all just now. The mark lies behind the waits.
   heap.adopt(owner, own.mark());
 }
 

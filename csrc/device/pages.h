@@ -42,9 +42,9 @@ class Pages {
   virtual void unmap(uint64_t address, int64_t bytes) noexcept = 0;
 };
 
-// Pages of at least `page_bytes`, the driver's own size (2 MiB) times a power of two: large ones are
-// mapped faster, small ones are given back more often. nullptr: the driver cannot map pages; use
-// segments.
+// Pages of at least `page_bytes`: the driver's own size (2 MiB) times a power of two. Large ones
+// are mapped faster, small ones are given back more often. nullptr: the driver cannot map pages, so
+// use segments.
 std::unique_ptr<Pages> make_gpu_pages(int index, int64_t page_bytes);  // only with BS_WITH_GPU
 std::unique_ptr<Pages> make_segment_pages(std::shared_ptr<Device> device);
 // Host memory that plays a device of `limit_bytes`.

@@ -33,7 +33,7 @@ class StreamClock {
   void note_freed(int64_t bytes);
   // Asks the device how far it is, without waiting.
   void poll();
-  // The same for work that is not marked yet: it is over if the stream is idle, else it is marked.
+  // The same for work that was not marked yet.
   void catch_up();
   // `other` goes on when the last mark is reached; at once if it is known to be.
   void make_wait(Device::Stream other);

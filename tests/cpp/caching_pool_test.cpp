@@ -116,6 +116,22 @@ TEST(a_block_freed_on_another_stream_was_used_there) {
   CHECK(f.use(3 * kMiB, kA) != block);
 }
 
+TEST(a_block_is_in_use_while_its_stream_waits_for_one_that_used_it) {
+  Fixture f;
+  void* block = f.use(3 * kMiB, kA);
+  f.shared->uses.note(block, 3 * kMiB, kB, f.device->enqueue(kB));
+  const Device::Event used = f.device->make_event(Device::EventKind::kOrders);
+  f.device->record(used, kB);
+  f.device->wait(kA, used);  // as PyTorch's users do instead of record_use
+  f.device->destroy_event(used);
+  f.pool->free(block, kA);
+  f.device->finish(kA, 1);
+  CHECK(f.pool->give_back(INT64_MAX) == 0);
+  CHECK(f.use(3 * kMiB, kC) != block);
+  f.device->finish(kB, 1);
+  CHECK(f.use(3 * kMiB, kC) == block);
+}
+
 TEST(at_the_limit_a_stream_waits_on_the_device_for_what_others_freed) {
   Fixture f(8 * kMiB);
   f.pool->free(f.use(6 * kMiB, kA), kA);
