@@ -37,7 +37,7 @@ endif
 # These load a simulated accelerator, which must be alone in its process.
 ALONE := $(wildcard tests/fake tests/accelerator)
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-CPP := $(filter-out %_hip.cpp %_hip.h %/hip.cpp %/hip.h,$(CPP))
+CPP := $(foreach file,$(CPP),$(if $(filter hip.% hip_% %_hip.cpp %_hip.h,$(notdir $(file))),,$(file)))
 
 .PHONY: help build demo test test-plain test-accelerator lint format lock clean distclean
 
@@ -91,7 +91,7 @@ lock:
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
-	rm -f blockswap/_C*.so blockswap/_build_info.py csrc/*_hip.* csrc/*/*_hip.* csrc/*/hip.*
+	rm -f blockswap/_C*.so blockswap/_build_info.py csrc/*_hip.* csrc/*/*_hip.* csrc/*/hip.* csrc/*/hip_*
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean

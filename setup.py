@@ -77,7 +77,8 @@ def collect_sources(build: str, has_nvcc: bool) -> list[str]:
     """Paths relative to this file (hipify asks for that), in a fixed order."""
     sources = []
     for path in sorted((ROOT / "csrc").rglob("*")):
-        made_by_hipify = path.stem == "hip" or path.stem.endswith("_hip")
+        words = path.stem.split("_")
+        made_by_hipify = "hip" in (words[0], words[-1])
         needs_gpu_headers = path.parent.name == "device" and path.stem.startswith("cuda")
         if made_by_hipify or (needs_gpu_headers and build == "cpu"):
             continue

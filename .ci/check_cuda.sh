@@ -38,7 +38,7 @@ for path in [*include_paths("cpu"), sysconfig.get_path("include")]:
 PYTHON
 )
 mapfile -t mixed < <(grep -rlE 'c10/cuda|ATen/cuda|BS_WITH_GPU' csrc --include='*.cpp' \
-  --exclude='*_hip.cpp' --exclude='hip.cpp' --exclude='cuda*.cpp' | sort)
+  --exclude='*_hip.cpp' --exclude='hip.cpp' --exclude='hip_*.cpp' --exclude='cuda*.cpp' | sort)
 for source in ${mixed[@]+"${mixed[@]}"}; do
   echo "syntax with CUDA $source"
   "${CXX:-g++}" -std=c++20 -fsyntax-only -DBS_WITH_GPU=1 -DTORCH_EXTENSION_NAME=_C -Icsrc \

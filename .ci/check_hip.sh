@@ -10,7 +10,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 cp -r csrc "$work/csrc"
-find "$work" \( -name '*_hip.*' -o -name 'hip.*' -o -name '*.hip' \) -delete
+find "$work" \( -name '*_hip.*' -o -name 'hip.*' -o -name 'hip_*' -o -name '*.hip' \) -delete
 "$python" - "$work" >"$work/sources" <<'PYTHON'
 import contextlib
 import sys

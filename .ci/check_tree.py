@@ -70,7 +70,8 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
 
 def made_by_hipify(path: Path) -> bool:
-    return path.stem == "hip" or path.stem.endswith("_hip") or path.suffix == ".hip"
+    words = path.stem.split("_")
+    return "hip" in (words[0], words[-1]) or path.suffix == ".hip"
 
 
 def cpp_files() -> list[Path]:

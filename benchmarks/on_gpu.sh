@@ -6,6 +6,7 @@
 #   benchmarks/on_gpu.sh multi                 pytest -m multi_gpu
 #   benchmarks/on_gpu.sh models:flux[:0,3]     benchmarks/models.py, all cases or those numbers
 #   benchmarks/on_gpu.sh host                   what streaming costs the host per piece
+#   benchmarks/on_gpu.sh allocator             the caching pool beside PyTorch's allocator
 #   benchmarks/on_gpu.sh attach                time and host memory of attaching
 #   benchmarks/on_gpu.sh sanitize[:"a or b"]   the GPU tests under compute-sanitizer memcheck
 #   benchmarks/on_gpu.sh bench:flux[:20]       engines side by side, so many timed steps
@@ -40,6 +41,7 @@ for what in "$@"; do
         --out "$OUT/$stamp-${models//,/-}${cases:+-$(tr , _ <<<"$cases")}-core.json" || failed=1 ;;
     touch:*) $PYTHON -c "from benchmarks.turns import touch_memory; touch_memory(${what#touch:})" ;;
     host) $PYTHON -m benchmarks.host_cost --out "$OUT/$stamp-host.json" || failed=1 ;;
+    allocator) $PYTHON -m benchmarks.allocator --out "$OUT/$stamp-allocator.json" || failed=1 ;;
     attach) $PYTHON -m benchmarks.attach ${ATTACH_OPTIONS:-} --out "$OUT/$stamp-attach.json" || failed=1 ;;
     sanitize | sanitize:*)
       # No rates, no full-size models, no compiler: a kernel takes some hundred times as long. No

@@ -273,6 +273,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   register_errors();
   bind_plan(m);
   bind_memory(m);
+  bind_pool(m);
+  bind_replay(m);
   bind_engine(m);
   bind_binding(m);
   add_watched_dict(m.ptr());

@@ -48,19 +48,11 @@ int num_quota_cores() {
   return quota > 0 && period > 0 ? static_cast<int>((quota + period - 1) / period) : 0;
 }
 
-}  // namespace
-
-int64_t page_bytes() {
-  static const int64_t bytes = sysconf(_SC_PAGESIZE);
-  return bytes;
-}
-
-void* try_reserve(int64_t bytes, int64_t alignment) {
-  // mmap aligns to a page only: reserve more, cut off both ends.
+// mmap aligns to a page only: reserve more, cut off both ends.
+void* try_map_aligned(int64_t bytes, int64_t alignment, int protection) {
   const size_t wanted = static_cast<size_t>(bytes);
   const size_t spare = static_cast<size_t>(alignment - page_bytes());
-  void* raw =
-      mmap(nullptr, wanted + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* raw = mmap(nullptr, wanted + spare, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED) {
     return nullptr;
   }
@@ -74,6 +66,21 @@ void* try_reserve(int64_t bytes, int64_t alignment) {
     munmap(begin + head + wanted, spare - head);
   }
   return begin + head;
+}
+
+}  // namespace
+
+int64_t page_bytes() {
+  static const int64_t bytes = sysconf(_SC_PAGESIZE);
+  return bytes;
+}
+
+void* try_reserve(int64_t bytes, int64_t alignment) {
+  return try_map_aligned(bytes, alignment, PROT_READ | PROT_WRITE);
+}
+
+void* try_reserve_addresses(int64_t bytes, int64_t alignment) {
+  return try_map_aligned(bytes, alignment, PROT_NONE);
 }
 
 void unreserve(void* address, int64_t bytes) { munmap(address, static_cast<size_t>(bytes)); }
@@ -96,6 +103,15 @@ bool populate(void* address, int64_t bytes) {
 
 void discard(void* address, int64_t bytes) {
   madvise(address, static_cast<size_t>(bytes), MADV_DONTNEED);
+}
+
+bool forbid(void* address, int64_t bytes) {
+  discard(address, bytes);
+  return mprotect(address, static_cast<size_t>(bytes), PROT_NONE) == 0;
+}
+
+bool allow(void* address, int64_t bytes) {
+  return mprotect(address, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE) == 0;
 }
 
 int64_t resident_bytes(const void* address, int64_t bytes) {

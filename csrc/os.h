@@ -21,6 +21,10 @@ int64_t page_bytes();
 // says why.
 void* try_reserve(int64_t bytes, int64_t alignment);
 
+// The same of addresses alone, which may exceed the memory there is: touching them faults until
+// allow().
+void* try_reserve_addresses(int64_t bytes, int64_t alignment);
+
 // Ends a reservation. pre: exactly the range of one try_reserve, which nobody uses any more.
 void unreserve(void* address, int64_t bytes);
 
@@ -40,6 +44,11 @@ bool populate(void* address, int64_t bytes);
 // Gives the physical pages of the range back. pre: no device holds them registered, nobody needs
 // the bytes. post: the range reads as zeros and may be written again.
 void discard(void* address, int64_t bytes);
+
+// Takes the right to touch the range away, and its physical pages: any access faults until allow(),
+// after which it reads as zeros. False: refused. pre: part of one reservation.
+bool forbid(void* address, int64_t bytes);
+bool allow(void* address, int64_t bytes);
 
 // How much of the range has physical pages; 0 when the system cannot tell.
 int64_t resident_bytes(const void* address, int64_t bytes);

@@ -1,9 +1,11 @@
-"""Committed mutants: each breaks one rule of the engine, and the engine's own test must notice."""
+"""Committed mutants: each breaks one rule of a C++ part, and the part's own test must notice."""
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +13,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["-std=c++20", "-O1", "-pthread", "-Icsrc"]
-# What tests/cpp/engine_test.cpp links.
-NAMES = "error host_pace plan cut slots search climb cycle cycle_replay simulate validate explain schedule engine engine_times"
+# What tests/cpp/<part>_test.cpp links.
+PARTS = {
+    "engine": "error host_pace plan cut slots search climb cycle cycle_replay simulate validate "
+    "explain schedule engine engine_times",
+    "heap": "error device/heap",
+    "caching_pool": "error os device/heap device/stream_clock device/caching_pool "
+    "device/caching_pool_growth device/host_pages device/segment_pages device/cpu",
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,7 @@ class Mutant:
     file: str
     line: str
     becomes: str
+    part: str = "engine"
 
 
 MUTANTS = [
@@ -64,6 +73,77 @@ MUTANTS = [
         "                      track.ready);",
         ";",
     ),
+    Mutant(
+        "two streams' free blocks merge",
+        "device/heap.cpp",
+        "left->owner == right->owner;",
+        "left->is_free() == right->is_free();",
+        "heap",
+    ),
+    Mutant(
+        "merging forgets the later use",
+        "device/heap.cpp",
+        "block->tick = std::max(block->tick, next->tick);",
+        ";",
+        "heap",
+    ),
+    Mutant(
+        "a block is anyone's at once",
+        "device/heap.cpp",
+        "if (block->tick <= done) {",
+        "if (block->tick <= done + 1) {",
+        "caching_pool",
+    ),
+    Mutant(
+        "a mark counts as done when it is made",
+        "device/stream_clock.cpp",
+        "while (!marks_.empty() && device_->is_done(marks_.front().event)) {",
+        "while (!marks_.empty()) {",
+        "caching_pool",
+    ),
+    Mutant(
+        "a stream that only waits is taken for idle",
+        "device/stream_clock.cpp",
+        "num_looks = device_->is_idle(stream_) ? kIdleLooks : 1;",
+        "if (device_->is_idle(stream_)) return reach(now_++);",
+        "caching_pool",
+    ),
+    Mutant(
+        "no wait for the stream whose blocks are taken",
+        "device/caching_pool_growth.cpp",
+        "clock->make_wait(own.stream());",
+        ";",
+        "caching_pool",
+    ),
+    Mutant(
+        "another stream's use is forgotten",
+        "device/caching_pool.cpp",
+        "users.push_back(user);",
+        ";",
+        "caching_pool",
+    ),
+    Mutant(
+        "the block is gone before its marks are made",
+        "device/caching_pool.cpp",
+        "  StreamClock& clock = clock_of(block->owner);\n  add_user_locked(allocation, stream);\n",
+        "  StreamClock& clock = clock_of(block->owner);\n  add_user_locked(allocation, stream);\n"
+        "  const Allocation copy = allocation;\n  allocations_.erase(found);\n",
+        "caching_pool",
+    ),
+    Mutant(
+        "the limit is forgotten",
+        "device/caching_pool_growth.cpp",
+        "if (over_bytes > 0) {",
+        "if (over_bytes > limit_bytes_) {",
+        "caching_pool",
+    ),
+    Mutant(
+        "pages are given back in the books only",
+        "device/caching_pool_growth.cpp",
+        "pages_->unmap(span.address, span.bytes);",
+        ";",
+        "caching_pool",
+    ),
 ]
 
 
@@ -84,24 +164,32 @@ def link_and_run(objects: list[Path], program: Path) -> subprocess.CompletedProc
 
 
 @pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("objects")
-    made = {}
-    for name in NAMES.split():
-        made[name] = folder / f"{name}.o"
-        compile_object(ROOT / "csrc" / f"{name}.cpp", made[name])
-    made["test"] = folder / "test.o"
-    compile_object(ROOT / "tests" / "cpp" / "engine_test.cpp", made["test"])
-    return made
+def objects_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
+    @functools.cache
+    def compiled(part: str) -> dict[str, Path]:
+        folder = tmp_path_factory.mktemp(part)
+        sources = {name: ROOT / "csrc" / f"{name}.cpp" for name in PARTS[part].split()}
+        sources["test"] = ROOT / "tests" / "cpp" / f"{part}_test.cpp"
+        made = {name: folder / f"{Path(name).name}.o" for name in sources}
+        for name, source in sources.items():
+            compile_object(source, made[name])
+        return made
+
+    return compiled
 
 
-def test_the_engine_itself_passes(objects: dict[str, Path], tmp_path: Path) -> None:
-    done = link_and_run(list(objects.values()), tmp_path / "engine_test")
+@pytest.mark.parametrize("part", PARTS)
+def test_the_part_itself_passes(
+    part: str, objects_of: Callable[[str], dict[str, Path]], tmp_path: Path
+) -> None:
+    done = link_and_run(list(objects_of(part).values()), tmp_path / "part_test")
     assert done.returncode == 0, done.stderr.decode()
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_mutant_is_noticed(mutant: Mutant, objects: dict[str, Path], tmp_path: Path) -> None:
+def test_mutant_is_noticed(
+    mutant: Mutant, objects_of: Callable[[str], dict[str, Path]], tmp_path: Path
+) -> None:
     source = (ROOT / "csrc" / mutant.file).read_text()
     assert source.count(mutant.line) == 1, f"{mutant.file} changed: mend the mutant"
     folder = tmp_path / "csrc"
@@ -110,6 +198,6 @@ def test_mutant_is_noticed(mutant: Mutant, objects: dict[str, Path], tmp_path: P
     broken.write_text(source.replace(mutant.line, mutant.becomes))
     made = tmp_path / "mutant.o"
     compile_object(broken, made)
-    linked = dict(objects) | {broken.stem: made}
-    runs = [link_and_run(list(linked.values()), tmp_path / "engine_test") for _ in range(3)]
+    linked = objects_of(mutant.part) | {mutant.file.removesuffix(".cpp"): made}
+    runs = [link_and_run(list(linked.values()), tmp_path / "part_test") for _ in range(3)]
     assert any(run.returncode != 0 for run in runs), f"nothing noticed: {mutant.name}"

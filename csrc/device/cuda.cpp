@@ -6,43 +6,23 @@
 #include <cmath>
 
 #include "../error.h"
+#include "cuda_guard.h"
 #include "device.h"
 
 namespace blockswap {
 namespace {
 
-void check(cudaError_t status, const char* call) {
-  if (status != cudaSuccess) {
-    (void)cudaGetLastError();  // a sticky-free error must not surface in PyTorch's next call
-    throw DeviceError(std::string(call) + ": " + cudaGetErrorString(status));
-  }
-}
-
-// Restores the caller's device: PyTorch code around us relies on it.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int index) {
-    check(cudaGetDevice(&previous_), "cudaGetDevice");
-    if (previous_ != index) {
-      check(cudaSetDevice(index), "cudaSetDevice");
-    }
-    changed_ = previous_ != index;
-  }
-  ~DeviceGuard() {
-    if (changed_) {
-      (void)cudaSetDevice(previous_);
-    }
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int previous_ = 0;
-  bool changed_ = false;
-};
-
 cudaStream_t stream_of(Device::Stream stream) { return reinterpret_cast<cudaStream_t>(stream); }
 cudaEvent_t event_of(Device::Event event) { return reinterpret_cast<cudaEvent_t>(event); }
+
+bool is_ready(cudaError_t status, const char* call) {
+  if (status == cudaErrorNotReady) {
+    (void)cudaGetLastError();
+    return false;
+  }
+  check_cuda(status, call);
+  return true;
+}
 
 class GpuDevice final : public Device {
  public:
@@ -71,10 +51,11 @@ class GpuDevice final : public Device {
     DeviceGuard guard(index_);
     int least = 0;
     int greatest = 0;
-    check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
+    check_cuda(cudaDeviceGetStreamPriorityRange(&least, &greatest),
+               "cudaDeviceGetStreamPriorityRange");
     cudaStream_t stream = nullptr;
-    check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest),
-          "cudaStreamCreateWithPriority");
+    check_cuda(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest),
+               "cudaStreamCreateWithPriority");
     return Stream{reinterpret_cast<uint64_t>(stream)};
   }
   void destroy_stream(Stream stream) noexcept override {
@@ -85,15 +66,24 @@ class GpuDevice final : public Device {
     DeviceGuard guard(index_);
     cudaEvent_t event = nullptr;
     const unsigned flags = kind == EventKind::kTimed ? cudaEventDefault : cudaEventDisableTiming;
-    check(cudaEventCreateWithFlags(&event, flags), "cudaEventCreateWithFlags");
+    check_cuda(cudaEventCreateWithFlags(&event, flags), "cudaEventCreateWithFlags");
     return Event{reinterpret_cast<uint64_t>(event)};
   }
   void destroy_event(Event event) noexcept override { (void)cudaEventDestroy(event_of(event)); }
   void record(Event event, Stream stream) override {
-    check(cudaEventRecord(event_of(event), stream_of(stream)), "cudaEventRecord");
+    DeviceGuard guard(index_);
+    check_cuda(cudaEventRecord(event_of(event), stream_of(stream)), "cudaEventRecord");
   }
   void wait(Stream stream, Event event) override {
-    check(cudaStreamWaitEvent(stream_of(stream), event_of(event), 0), "cudaStreamWaitEvent");
+    DeviceGuard guard(index_);
+    check_cuda(cudaStreamWaitEvent(stream_of(stream), event_of(event), 0), "cudaStreamWaitEvent");
+  }
+  bool is_done(Event event) override {
+    return is_ready(cudaEventQuery(event_of(event)), "cudaEventQuery");
+  }
+  bool is_idle(Stream stream) override {
+    DeviceGuard guard(index_);
+    return is_ready(cudaStreamQuery(stream_of(stream)), "cudaStreamQuery");
   }
   double seconds_between(Event begin, Event end) override {
     float ms = 0.0F;
@@ -105,17 +95,18 @@ class GpuDevice final : public Device {
   }
 
   void synchronize(Stream stream) override {
-    check(cudaStreamSynchronize(stream_of(stream)), "cudaStreamSynchronize");
+    DeviceGuard guard(index_);
+    check_cuda(cudaStreamSynchronize(stream_of(stream)), "cudaStreamSynchronize");
   }
 
   void enqueue_copy(Stream stream, void* target, const void* host, int64_t bytes) override {
-    check(cudaMemcpyAsync(target, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
-                          stream_of(stream)),
-          "cudaMemcpyAsync");
+    check_cuda(cudaMemcpyAsync(target, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
+                               stream_of(stream)),
+               "cudaMemcpyAsync");
   }
   void enqueue_fill(Stream stream, void* target, uint8_t value, int64_t bytes) override {
-    check(cudaMemsetAsync(target, value, static_cast<size_t>(bytes), stream_of(stream)),
-          "cudaMemsetAsync");
+    check_cuda(cudaMemsetAsync(target, value, static_cast<size_t>(bytes), stream_of(stream)),
+               "cudaMemsetAsync");
   }
 
   bool pin(void* host, int64_t bytes) override {

@@ -38,6 +38,9 @@ class Device {
   virtual void destroy_event(Event event) noexcept = 0;
   virtual void record(Event event, Stream stream) = 0;
   virtual void wait(Stream stream, Event event) = 0;
+  // Ask without waiting: whether the event's point, or the stream's end, has been reached.
+  virtual bool is_done(Event event) = 0;
+  virtual bool is_idle(Stream stream) = 0;
   // Both events must be recorded and done; NaN when they are not.
   virtual double seconds_between(Event begin, Event end) = 0;
 

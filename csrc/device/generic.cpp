@@ -21,7 +21,12 @@ class GenericDevice final : public Device {
 
   void* allocate(int64_t bytes) override {
     c10::DeviceGuard guard(device_);
-    return c10::GetAllocator(device_.type())->raw_allocate(static_cast<size_t>(bytes));
+    try {
+      return c10::GetAllocator(device_.type())->raw_allocate(static_cast<size_t>(bytes));
+    } catch (const c10::OutOfMemoryError& error) {
+      throw DeviceError(device_.str() + " has no " + format_bytes(bytes) +
+                        " in one range: " + error.what_without_backtrace());
+    }
   }
   void deallocate(void* address) noexcept override {
     c10::GetAllocator(device_.type())->raw_deallocate(address);
@@ -45,6 +50,11 @@ class GenericDevice final : public Device {
       guard_.block(handle_of(event)->event, unpack(stream));
     }
   }
+  bool is_done(Event event) override {
+    void* handle = handle_of(event)->event;
+    return handle == nullptr || guard_.queryEvent(handle);
+  }
+  bool is_idle(Stream stream) override { return guard_.queryStream(unpack(stream)); }
   double seconds_between(Event begin, Event end) override {
     void* first = handle_of(begin)->event;
     void* second = handle_of(end)->event;

@@ -37,6 +37,10 @@ class Worker {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return tasks_.empty() && !busy_; });
   }
+  bool is_idle() {
+    std::lock_guard lock(mutex_);
+    return tasks_.empty() && !busy_;
+  }
 
  private:
   void run() {
@@ -109,6 +113,12 @@ class ThreadDevice final : public Device {
       m->changed.wait(lock, [&] { return m->done >= version; });
     });
   }
+  bool is_done(Event event) override {
+    Mark* m = mark(event);
+    std::lock_guard lock(m->mutex);
+    return m->done >= m->recorded;
+  }
+  bool is_idle(Stream stream) override { return worker(stream).is_idle(); }
   double seconds_between(Event, Event) override { return 1e-3; }
   void synchronize(Stream stream) override { worker(stream).drain(); }
   void enqueue_copy(Stream stream, void* target, const void* host, int64_t bytes) override {
