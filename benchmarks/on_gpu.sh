@@ -33,7 +33,7 @@ fi
 for what in "$@"; do
   say "$what"
   case $what in
-    tests) timeout 170 $PYTHON -m pytest -q --maxfail=8 -m gpu tests/gpu tests/test_ops.py || failed=1 ;;
+    tests) timeout 260 $PYTHON -m pytest -q --maxfail=8 -m gpu tests/gpu tests/test_ops.py || failed=1 ;;
     multi) $PYTHON -m pytest -q -m multi_gpu tests || failed=1 ;;
     models:*)
       IFS=: read -r _ models cases <<<"$what"

@@ -24,6 +24,7 @@ bool is_ready(cudaError_t status, const char* call) {
   return true;
 }
 
+// Every call that takes a stream sets the device: stream 0 is that of the current one.
 class GpuDevice final : public Device {
  public:
   explicit GpuDevice(int index) : index_(index) {}
@@ -100,11 +101,13 @@ class GpuDevice final : public Device {
   }
 
   void enqueue_copy(Stream stream, void* target, const void* host, int64_t bytes) override {
+    DeviceGuard guard(index_);
     check_cuda(cudaMemcpyAsync(target, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
                                stream_of(stream)),
                "cudaMemcpyAsync");
   }
   void enqueue_fill(Stream stream, void* target, uint8_t value, int64_t bytes) override {
+    DeviceGuard guard(index_);
     check_cuda(cudaMemsetAsync(target, value, static_cast<size_t>(bytes), stream_of(stream)),
                "cudaMemsetAsync");
   }
