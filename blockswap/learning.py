@@ -2,7 +2,8 @@
 
     trace   one step, every leaf streamed in declared order: the order in which leaves run
     time    two steps, every leaf streamed in that order: compute time per leaf, free of the host's
-            own time, since the device waits for the link
+            own time, since the device waits for the link; if it waited for the host in the first
+            one, the link is slowed for the second
     settle  steps under the first plan: its real times, the clocks under load and the host's own;
             one of them is not measured piece by piece, to tell what measuring costs
     ready   the plan made from those; predictions are fixed from here on
@@ -27,6 +28,9 @@ SETTLING_STEPS = 3
 SETTLING_STEPS_OF_HOST = 6
 # After some steps in a row, a device that is done within this time waits for the host.
 SHORT_LAG_S = 3e-3
+# With the link slowed to twice the host's time, a device waits for copies at every leaf.
+HOST_SECONDS_OF_COPIES = 2.0
+MOST_SLOWDOWN = 4.0  # each repeats a copy, which costs the host time again
 RELEARN_AFTER = 3  # steps in a row that did not go as planned
 
 
@@ -129,6 +133,19 @@ def take_times(
         if seconds > 0 and (known == 0 or seconds < known):
             learned.seconds[leaf] = seconds
             learned.tails[leaf] = min(1.0, max(0.0, end - span.run_end) / seconds)
+
+
+def needed_slowdown(step_seconds: float, host_seconds: float, copy_seconds: float) -> float:
+    """Return how many times as long copies must last so that the device never waits for the host.
+
+    Args:
+        step_seconds: of a step on the device.
+        host_seconds: what the host took to issue it.
+        copy_seconds: of all its copies.
+    """
+    if step_seconds - host_seconds > SHORT_LAG_S or copy_seconds <= 0:
+        return 1.0  # it was behind the host all the time
+    return min(MOST_SLOWDOWN, max(1.0, HOST_SECONDS_OF_COPIES * host_seconds / copy_seconds))
 
 
 def copy_speed(times: _C.StepTimes, piece_bytes: Sequence[int], seconds_per_copy: float) -> float:

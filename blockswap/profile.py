@@ -92,7 +92,7 @@ class Profile(BaseModel):
             blocks=[(block.name, block.list) for block in steward.request.blocks],
             leaves=leaves,
             fixed_bytes=(learned.torch_peak_bytes or state.fixed.bytes) + state.small_bytes,
-            link_bytes_per_s=steward.link_bytes_per_s,
+            link_bytes_per_s=steward.link.speed,
             head_seconds=learned.head_seconds,
             head_host_seconds=learned.head_host_seconds,
             host_seconds_per_copy=learned.host_seconds_per_copy,

@@ -16,11 +16,13 @@ from blockswap.learning import (
     Learned,
     Stage,
     copy_speed,
+    needed_slowdown,
     take_times,
     traced_order,
     traced_runs,
     with_strangers,
 )
+from blockswap.link import Link
 from blockswap.model_state import ModelState
 from blockswap.refine import refine
 from blockswap.report import Report, State, Timeline
@@ -30,8 +32,6 @@ from blockswap.telling import make_report, make_timeline
 
 logger = logging.getLogger("blockswap")
 
-LINK_PROBE_BYTES = 64 * 2**20
-LINK_PROBE_REPEATS = 40
 MAX_RELEARNED = 2
 MEASURED_AT_FIRST = 4
 MEASURED_EVERY = 32  # of which two steps: the first one times the copies for the second
@@ -50,9 +50,9 @@ class Steward:
         self.state = state
         self._on_install = on_install
         self.runs: list[int] = []
-        self.link_bytes_per_s = 0.0
         self.notes: list[str] = []
         self.request: _C.PlanRequest
+        self.link: Link
         self.steps = self.mispredicted = self.refetched = 0
         self._learned: dict[Hashable, Learned] = {}
         self._key: Hashable = None
@@ -90,7 +90,8 @@ class Steward:
         self._available = state.memory.available_bytes() if self._cap is None else None
         if self._cap is not None:
             self._room = max(0, self._cap - state.memory.allocated_bytes())
-        self._measure_link()
+        self.link = Link(state.engine, state.config.throttle_gb_per_s)
+        self.link.measure(state.host, state.pool, self._room, state.device.type == "cuda")
         pageable = state.host.arena.bytes - state.host.arena.pinned_bytes
         if pageable:
             self.notes.append(
@@ -112,19 +113,6 @@ class Steward:
         self._completed = False
         self._is_vacated = True
         self.state.vacate()
-
-    def _measure_link(self) -> None:
-        arena = self.state.host.arena
-        num_bytes = min(self._room or LINK_PROBE_BYTES, LINK_PROBE_BYTES, arena.bytes)
-        target = self.state.pool.reserve(num_bytes)
-        repeats = LINK_PROBE_REPEATS if self.state.device.type == "cuda" else 2
-        engine = self.state.engine
-        self.link_bytes_per_s = engine.measure_link(arena.address, target, num_bytes, repeats)
-        self.measured_link_bytes_per_s = self.link_bytes_per_s
-        throttle = self.state.config.throttle_gb_per_s
-        if throttle is not None:
-            self.link_bytes_per_s = min(throttle * 1e9, self.link_bytes_per_s)
-            engine.throttle(self.link_bytes_per_s, self.measured_link_bytes_per_s)
 
     # Steps ---------------------------------------------------------------------------------------
 
@@ -197,7 +185,9 @@ class Steward:
             read = [u.index for u in self.state.units.values() if u.is_read_outside]
             self._time(learned, order + [leaf for leaf in read if leaf not in order])
         elif learned.stage is Stage.TIME:
-            take_times(learned, self.state.engine.step_times(), self._members())
+            times = self.state.engine.step_times()
+            take_times(learned, times, self._members())
+            self.link.slow_down(self._needed_slowdown(times) if learned.steps == 1 else 1.0)
             if learned.steps >= TIMED_STEPS:
                 learned.plan, learned.request = self._make_plan(learned)
                 learned.enter(Stage.SETTLE)
@@ -216,15 +206,26 @@ class Steward:
         self._stream(order)
         learned.enter(Stage.TIME)
 
+    def _needed_slowdown(self, times: _C.StepTimes) -> float:
+        if not self._is_asynchronous:
+            return 1.0
+        host = self.state.engine.host_times()
+        copy_seconds = self.plan.streamed_bytes / self.link.speed
+        return needed_slowdown(times.step_seconds, host.step_seconds, copy_seconds)
+
+    @property
+    def _is_asynchronous(self) -> bool:
+        """Whether device and host work side by side: a CPU does the work itself."""
+        return self.state.device.type != "cpu"
+
     def _watch_settling(self, learned: Learned) -> None:
         """Note the host's times; have the stage's last step begin with an idle device."""
-        is_asynchronous = self.state.device.type != "cpu"  # which does the work itself
         if learned.is_measured_next(done=learned.steps - 1):
-            learned.hosts += [self.state.engine.host_times()] if is_asynchronous else []
+            learned.hosts += [self.state.engine.host_times()] if self._is_asynchronous else []
             return
         begin = time.perf_counter()
         learned.unmeasured_seconds = self.state.engine.step_seconds()  # waits for its end
-        if is_asynchronous and time.perf_counter() - begin < SHORT_LAG_S:
+        if self._is_asynchronous and time.perf_counter() - begin < SHORT_LAG_S:
             learned.settling_steps = SETTLING_STEPS_OF_HOST
 
     def _settle(self, learned: Learned) -> None:
@@ -232,9 +233,8 @@ class Steward:
         refine(learned, times := self.state.engine.step_times(), learned.hosts, self._members())
         sizes = [piece.bytes for piece in self.plan.pieces]
         speed = copy_speed(times, sizes, self.request.link.seconds_per_copy)
-        throttle = self.state.config.throttle_gb_per_s
         if speed > 0:
-            self.link_bytes_per_s = min(speed, 1e9 * throttle) if throttle else speed
+            self.link.learn(speed)
         plan, request = self._make_plan(learned)
         _C.predict(self.plan, request)
         if plan.predicted_seconds < WORTH_INSTALLING * self.plan.predicted_seconds:
@@ -277,11 +277,11 @@ class Steward:
             if unit.is_read_outside and note not in self.notes:
                 self.notes.append(note)
         try:
-            return self._requests.planned(learned, self.link_bytes_per_s, budget, pinned)
+            return self._requests.planned(learned, self.link.speed, budget, pinned)
         except CapError:
             if not pinned:
                 raise
-            return self._requests.planned(learned, self.link_bytes_per_s, budget, set())
+            return self._requests.planned(learned, self.link.speed, budget, set())
 
     def _budget(self, learned: Learned) -> int | None:
         """Return what the cap leaves for residents and ring."""

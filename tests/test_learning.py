@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from blockswap.learning import Learned, Stage, take_times
+from blockswap.learning import MOST_SLOWDOWN, Learned, Stage, needed_slowdown, take_times
 from blockswap.refine import FAR_AHEAD_S, HOOKS_SHARE, refine
 
 MS = 1e-3
@@ -171,3 +171,18 @@ def test_what_follows_a_leafs_own_forward_is_its_tail():
     take_times(learned, SimpleNamespace(pieces=spans, step_seconds=8 * MS), [[0], [1]])
     assert learned.seconds == pytest.approx({0: 4 * MS, 1: 2 * MS})
     assert learned.tails == pytest.approx({0: 0.75, 1: 0.0})
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "host_seconds", "copy_seconds", "slowdown"),
+    [
+        (430 * MS, 20 * MS, 400 * MS, 1.0),  # far behind the host: it waited for copies
+        (101 * MS, 100 * MS, 90 * MS, 2 * 100 / 90),
+        (101 * MS, 100 * MS, 20 * MS, MOST_SLOWDOWN),
+        (10 * MS, 10 * MS, 0.0, 1.0),  # nothing streams
+    ],
+)
+def test_the_link_is_slowed_until_the_device_waits_for_it_and_not_for_the_host(
+    step_seconds: float, host_seconds: float, copy_seconds: float, slowdown: float
+) -> None:
+    assert needed_slowdown(step_seconds, host_seconds, copy_seconds) == pytest.approx(slowdown)

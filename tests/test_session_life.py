@@ -232,7 +232,7 @@ PLACES = [
     ("blockswap.fixed.FixedTensors.to_device", OSError),
     ("blockswap.host.Host.take", MemoryError),
     ("blockswap.steward.Steward.start", RuntimeError),
-    ("blockswap.steward.Steward._measure_link", KeyboardInterrupt),
+    ("blockswap.link.Link.measure", KeyboardInterrupt),
     ("blockswap.session.Hooks", RuntimeError),
 ]
 

@@ -1,0 +1,49 @@
+"""The link from pinned host memory to one device: how fast it is, and how it is slowed."""
+
+from __future__ import annotations
+
+from blockswap import _C
+from blockswap.host import Host
+
+PROBE_BYTES = 64 * 2**20
+PROBE_REPEATS = 40
+
+
+class Link:
+    """Speeds in bytes per second.
+
+    Attributes:
+        measured: of large copies, alone on the link.
+        speed: what plans count on: as measured, as a real step showed it, or the user's throttle.
+    """
+
+    def __init__(self, engine: _C.Engine, throttle_gb_per_s: float | None) -> None:
+        self._engine = engine
+        self._throttle = 1e9 * throttle_gb_per_s if throttle_gb_per_s is not None else None
+        self.measured = self.speed = 0.0
+
+    def measure(self, host: Host, pool: _C.Pool, room: int | None, is_gpu: bool) -> None:
+        """Time copies from the host's images to the pool.
+
+        Args:
+            host: whose images are copied.
+            pool: where to; it is reserved anew.
+            room: bytes that a cap leaves; None: enough.
+            is_gpu: its link wakes up slowly, and needs more copies.
+        """
+        num_bytes = min(room or PROBE_BYTES, PROBE_BYTES, host.arena.bytes)
+        target = pool.reserve(num_bytes)
+        repeats = PROBE_REPEATS if is_gpu else 2
+        self.measured = self._engine.measure_link(host.arena.address, target, num_bytes, repeats)
+        self.learn(self.measured)
+        self.slow_down(1.0)
+
+    def learn(self, speed: float) -> None:
+        """Count on this speed, as far as the throttle allows it."""
+        self.speed = speed if self._throttle is None else min(speed, self._throttle)
+
+    def slow_down(self, factor: float) -> None:
+        """Make later copies last so many times as long; 1.0: as the user wants them."""
+        wanted = min(self._throttle or self.measured, self.measured)
+        is_slower = factor > 1.0 or self._throttle is not None
+        self._engine.throttle(wanted / factor if is_slower else 0.0, self.measured)
