@@ -14,6 +14,8 @@
 #   benchmarks/on_gpu.sh probe                 what each link carries
 #   benchmarks/on_gpu.sh packages              sdist, wheel, and a model streamed from the wheel
 #   benchmarks/on_gpu.sh demo                  make demo
+#   benchmarks/on_gpu.sh pipeline:flux         a full-size pipeline, unswapped and streamed: the same picture
+#   benchmarks/on_gpu.sh contention            what a busy link costs the host
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-benchmarks/results}
@@ -63,6 +65,13 @@ for what in "$@"; do
         --out "$OUT/$stamp-${what#profile:}-profile.json" || failed=1 ;;
     probe) $PYTHON -m blockswap probe --out "$OUT/$stamp-probe.json" --picture "$OUT/probe.png" || failed=1 ;;
     packages) PYTHON="$PYTHON" .ci/check_packages.sh || failed=1 ;;
+    pipeline:*)
+      demo=$(mktemp -d)
+      $PYTHON -m blockswap demo --model "${what#pipeline:}" --size full --out "$demo" || failed=1
+      cp "$demo/report.json" "$OUT/$stamp-${what#pipeline:}-pipeline.json"
+      cp "$demo/timeline.png" "$OUT/${what#pipeline:}-timeline.png"
+      rm -rf "$demo" ;;
+    contention) $PYTHON -m benchmarks.contention --out "$OUT/$stamp-contention.json" || failed=1 ;;
     demo) timeout 100 make demo PYTHON="$PYTHON" || failed=1 ;;
     *) echo "unknown: $what"; failed=1 ;;
   esac

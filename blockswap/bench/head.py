@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_head(command: str) -> dict[str, Any]:
-    """Return schema, date, commit, machine and command."""
+    """Return schema, date, commit, machine and command; no commit where this is no checkout."""
+    is_checkout = (ROOT / ".git").exists()
     head: dict[str, Any] = {
         "schema": SCHEMA,
         "date": datetime.date.today().isoformat(),
-        "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD") if is_checkout else None,
         "sources": _sources(),
         "gpu": None,
         "driver": None,

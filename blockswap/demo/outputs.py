@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from blockswap.bench.head import make_head
 from blockswap.plot import plot_timeline
 from blockswap.plot_memory import plot_memory
 
@@ -40,7 +41,8 @@ def write_outputs(
         files += ["timeline.png", "memory.png", "trace.json"]
     text = f"{result.report}\n\n{result.report.explain}\n"
     (folder / "report.txt").write_text(text, "utf-8")
-    numbers = {
+    numbers = make_head("blockswap demo") | {
+        "title": title,
         "identical": result.identical,
         "num_different": result.num_different,
         "resident_step_ms": result.resident_step_ms,

@@ -1,0 +1,103 @@
+"""What a busy link costs the host: `python -m benchmarks.contention --out FILE`.
+
+Three kinds of host work, each timed in turns with an idle link and while copies fill it: Python in
+the cache, Python over more memory than the cache holds, and launches of a tiny kernel. Only what
+crosses the link itself, the launches, should be slower; no engine that streams can be spared that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks import command_line
+from benchmarks.turns import COPY_BYTES, SOURCE_BYTES, Core
+from blockswap.bench.head import make_head
+
+TURNS = 12
+
+
+class BusyLink:
+    """Copies from pinned memory to the GPU, back to back, on a stream of their own."""
+
+    def __init__(self) -> None:
+        self._source = torch.empty(SOURCE_BYTES, dtype=torch.uint8).pin_memory()
+        self._target = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
+        self._stream = torch.cuda.Stream(priority=-1)
+
+    def fill(self, rounds: int = 2) -> None:
+        """Enqueue copies for some 40 ms a round."""
+        with torch.cuda.stream(self._stream):
+            for _ in range(rounds):
+                for source in self._source.split(COPY_BYTES):
+                    self._target.copy_(source, non_blocking=True)
+
+
+def make_works() -> dict[str, Callable[[], None]]:
+    """Return the kinds of work by name; each takes the host 5 to 30 ms."""
+    objects = [{str(number): number for number in range(50)} for _ in range(20_000)]
+    small = torch.ones(32, device="cuda")
+
+    def in_cache() -> None:
+        for _ in range(300_000):
+            pass
+
+    def over_memory() -> None:
+        for one in objects:
+            one["7"]
+
+    def launches() -> None:
+        for _ in range(3000):
+            small.add_(1)
+
+    return {"Python in cache": in_cache, "Python over 100 MB": over_memory, "launches": launches}
+
+
+def measure(work: Callable[[], None], link: BusyLink) -> dict[str, list[float]]:
+    """Return ms of each turn, idle and busy."""
+    core = Core()
+    times: dict[str, list[float]] = {"idle_ms": [], "busy_ms": []}
+    for _ in range(TURNS):
+        core.choose()
+        work()
+        for name, taken in times.items():
+            torch.cuda.synchronize()
+            if name == "busy_ms":
+                link.fill()
+            begin = time.perf_counter()
+            work()
+            taken.append(1e3 * (time.perf_counter() - begin))
+    torch.cuda.synchronize()
+    core.free()
+    return times
+
+
+def main() -> None:
+    """Measure all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks.contention needs a GPU: it measures the link to it")
+    link = BusyLink()
+    rows = []
+    for name, work in make_works().items():
+        times = measure(work, link)
+        slowdown = statistics.median(
+            busy / idle for idle, busy in zip(times["idle_ms"], times["busy_ms"], strict=True)
+        )
+        rows.append({"what": name, "slowdown": slowdown, **times})
+        print(f"{name}: {statistics.median(times['idle_ms']):.2f} ms, busy link x {slowdown:.3f}")
+    head = make_head(command_line(sys.argv))
+    options.out.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
