@@ -207,11 +207,11 @@ class Steward:
         learned.enter(Stage.TIME)
 
     def _needed_slowdown(self, times: _C.StepTimes) -> float:
-        if not self._is_asynchronous:
+        if not self._is_asynchronous or self.link.speed <= 0:
             return 1.0
-        host = self.state.engine.host_times()
+        host_seconds = self.state.engine.host_times().step_seconds
         copy_seconds = self.plan.streamed_bytes / self.link.speed
-        return needed_slowdown(times.step_seconds, host.step_seconds, copy_seconds)
+        return needed_slowdown(times.step_seconds, host_seconds, copy_seconds)
 
     @property
     def _is_asynchronous(self) -> bool:
