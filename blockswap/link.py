@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from blockswap import _C
 from blockswap.host import Host
+from blockswap.learning import needed_slowdown
 
 PROBE_BYTES = 64 * 2**20
 PROBE_REPEATS = 40
@@ -41,6 +42,17 @@ class Link:
     def learn(self, speed: float) -> None:
         """Count on this speed, as far as the throttle allows it."""
         self.speed = speed if self._throttle is None else min(speed, self._throttle)
+
+    def outlast(self, host_seconds: float, step_seconds: float, num_bytes: int) -> None:
+        """Slow down until a device that waited for the host waits for its copies.
+
+        Args:
+            host_seconds: what the host took to issue a step.
+            step_seconds: what the device took for it.
+            num_bytes: what the step copies.
+        """
+        copy_seconds = num_bytes / self.speed if self.speed > 0 else 0.0
+        self.slow_down(needed_slowdown(step_seconds, host_seconds, copy_seconds))
 
     def slow_down(self, factor: float) -> None:
         """Make later copies last so many times as long; 1.0: as the user wants them."""

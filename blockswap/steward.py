@@ -16,7 +16,6 @@ from blockswap.learning import (
     Learned,
     Stage,
     copy_speed,
-    needed_slowdown,
     take_times,
     traced_order,
     traced_runs,
@@ -159,6 +158,7 @@ class Steward:
             self.learned.torch_peak_bytes = max(self.learned.torch_peak_bytes, peak)
 
     def _switch(self, key: Hashable) -> None:
+        self.link.slow_down(1.0)  # learning of the shape before may have slowed it
         known = self.learned.order
         self._key = key
         learned = self._learned.setdefault(key, Learned())
@@ -187,7 +187,10 @@ class Steward:
         elif learned.stage is Stage.TIME:
             times = self.state.engine.step_times()
             take_times(learned, times, self._members())
-            self.link.slow_down(self._needed_slowdown(times) if learned.steps == 1 else 1.0)
+            self.link.slow_down(1.0)
+            if learned.steps == 1 and self._is_asynchronous:
+                host = self.state.engine.host_times()
+                self.link.outlast(host.step_seconds, times.step_seconds, self.plan.streamed_bytes)
             if learned.steps >= TIMED_STEPS:
                 learned.plan, learned.request = self._make_plan(learned)
                 learned.enter(Stage.SETTLE)
@@ -205,13 +208,6 @@ class Steward:
         self.state.host.arrange(order)
         self._stream(order)
         learned.enter(Stage.TIME)
-
-    def _needed_slowdown(self, times: _C.StepTimes) -> float:
-        if not self._is_asynchronous or self.link.speed <= 0:
-            return 1.0
-        host_seconds = self.state.engine.host_times().step_seconds
-        copy_seconds = self.plan.streamed_bytes / self.link.speed
-        return needed_slowdown(times.step_seconds, host_seconds, copy_seconds)
 
     @property
     def _is_asynchronous(self) -> bool:

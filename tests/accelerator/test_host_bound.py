@@ -44,3 +44,24 @@ def test_a_slow_host_does_not_count_as_the_devices_time(accelerator: ModuleType)
     assert report.step_ms is not None and report.step_ms > 0.9 * 1e3 * LEAVES * HOST_S
     assert speed < 2 * 4 * WIDTH * (WIDTH + 1) / COPY_S, "the link runs at full speed again"
     assert speed > 0.5 * 4 * WIDTH * (WIDTH + 1) / COPY_S
+
+
+def test_another_input_shape_does_not_run_on_the_link_that_learning_slowed(
+    accelerator: ModuleType,
+) -> None:
+    model = nn.Sequential(*[nn.Linear(WIDTH, WIDTH) for _ in range(LEAVES)]).requires_grad_(False)
+    for leaf in model:
+        leaf.register_forward_hook(lambda *_: time.sleep(HOST_S))
+    accelerator.set_copy_delay(COPY_S / (4 * WIDTH * (WIDTH + 1)))
+    slowed: list[float] = []
+    with (
+        torch.no_grad(),
+        blockswap.attach(model, device="fake", offload="1GB", swap_space=RING) as session,
+    ):
+        link = session._steward.link
+        slow_down = link.slow_down
+        link.slow_down = lambda factor: (slowed.append(factor), slow_down(factor))[1]  # type: ignore[method-assign]
+        for rows in (2, 2, 3):  # traced, timed once, and another shape
+            model(torch.ones(rows, WIDTH, device="fake"))
+    assert max(slowed) > 1.0, "the host set the pace"
+    assert slowed[-1] == 1.0
