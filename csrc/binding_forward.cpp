@@ -10,6 +10,23 @@
 namespace blockswap {
 namespace {
 
+// Lets Python's other threads run, if this one holds its lock: a copy from memory that could not be
+// pinned blocks. The hooks call with the lock, torch.ops without.
+class WithoutPythonLock {
+ public:
+  WithoutPythonLock() : state_(PyGILState_Check() != 0 ? PyEval_SaveThread() : nullptr) {}
+  ~WithoutPythonLock() {
+    if (state_ != nullptr) {
+      PyEval_RestoreThread(state_);
+    }
+  }
+  WithoutPythonLock(const WithoutPythonLock&) = delete;
+  WithoutPythonLock& operator=(const WithoutPythonLock&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
 // A forward's own work has driven all of this out of the caches. The walks below know long before
 // what they will touch, so that they wait for memory once and not at every entry.
 constexpr size_t kAhead = 12;
@@ -223,14 +240,18 @@ void Binding::release_leaf(int32_t leaf, at::TensorList out) const {
 void Binding::acquire(at::TensorList weights, Device::Stream compute) {
   const LeafPlace* place = place_of(weights);
   if (place != nullptr && place->piece >= 0) {
-    engine_->acquire(place->piece, compute);
+    const int32_t piece = place->piece;
+    const WithoutPythonLock others_run;
+    engine_->acquire(piece, compute);
   }
 }
 
 void Binding::release(at::TensorList weights, Device::Stream compute) {
   const LeafPlace* place = place_of(weights);
   if (place != nullptr && place->is_last) {
-    engine_->release(place->piece, compute);
+    const int32_t piece = place->piece;
+    const WithoutPythonLock others_run;
+    engine_->release(piece, compute);
   }
 }
 

@@ -68,9 +68,10 @@ void* CachingPool::allocate(int64_t bytes, Device::Stream stream) {
   Heap::Block* block = try_allocate_locked(rounded, owner);
   while (block == nullptr && on_pressure_) {
     ++stats_.num_retries;
-    const Pressure ask = on_pressure_;
+    Pressure ask = on_pressure_;
     lock.unlock();  // it frees into this pool
     const bool freed = ask(rounded);
+    ask = nullptr;  // perhaps the last one: its end may need Python's lock, so not under ours
     lock.lock();
     if (!freed) {
       break;

@@ -100,6 +100,10 @@ Heap::Block* CachingPool::grow_locked(Heap& heap, int64_t bytes, Heap::Owner own
     if (give_back_locked(missing_bytes) == 0) {
       return nullptr;
     }
+    // Another stream's block may be over since the last look, and fit.
+    if (Heap::Block* block = heap.allocate(bytes, owner)) {
+      return block;
+    }
   }
 }
 

@@ -39,8 +39,9 @@ std::shared_ptr<CachingPool> make_pool([[maybe_unused]] int device) {
 }
 
 void keep_error(const std::exception& error) {
+  std::string text = error.what();  // of a Python error: takes Python's lock, so not under ours
   std::lock_guard lock(pluggable().mutex);
-  pluggable().error = error.what();
+  pluggable().error.swap(text);
 }
 
 Device::Stream stream_of(void* stream) {

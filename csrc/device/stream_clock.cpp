@@ -43,9 +43,12 @@ int64_t StreamClock::mark() {
 }
 
 void StreamClock::note_freed(int64_t bytes) {
-  if (unmarked_bytes_ + bytes >= kBytesPerMark && marks_.size() < kMostMarks) {
-    mark();
+  const bool is_much = unmarked_bytes_ + bytes >= kBytesPerMark;
+  if (is_much) {
     poll();
+  }
+  if (is_much && marks_.size() < kMostMarks) {
+    mark();
   } else {
     unmarked_bytes_ += bytes;
   }
