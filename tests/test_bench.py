@@ -1,4 +1,4 @@
-"""Engines side by side: who is paired with whom, what is refused, what is written."""
+"""Engines side by side: how each is run and measured, and which requests are refused."""
 
 from __future__ import annotations
 
@@ -9,103 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
 
-from blockswap.bench import BenchRequest, compare, run_bench
+from blockswap.bench import BenchRequest, run_bench
 from blockswap.bench import run as bench_run
-from blockswap.bench.command import settings_text
-from blockswap.bench.compare import caps_to_run
 from blockswap.bench.engines import PEERS, Engine
-from blockswap.cli import app
 from blockswap.errors import ConfigError
-
-GIB = 2**30
-
-
-def row(engine: str, gib: float, ms: float, status: str = "ok", **settings: Any) -> dict[str, Any]:
-    return {
-        "model": "flux",
-        "engine": engine,
-        "settings": settings,
-        "status": status,
-        "peak_allocated_bytes": int(gib * GIB),
-        "step_ms": ms,
-        "bit_identical": True,
-    }
-
-
-RESIDENT = row("resident", 22.0, 170.0)
-SMALLEST = row("blockswap", 0.6, 470.0)
-
-
-# ---- comparing ----------------------------------------------------------------------------------
-
-
-def test_ours_never_peaks_above_the_engine_it_is_set_against() -> None:
-    rows = [
-        RESIDENT,
-        SMALLEST,
-        row("diffusers-block", 1.8, 467.0),
-        row("blockswap", 1.79, 410.0),
-        row("blockswap", 12.0, 220.0),
-    ]
-    (found,) = compare(rows)
-    assert (found.kind, found.our_step_ms) == ("streams", 410.0)
-    assert found.holds
-    assert found.gap_mib < 0
-
-
-def test_an_engine_below_our_smallest_plan_is_set_against_that_plan_and_the_gap_is_told() -> None:
-    (found,) = compare([RESIDENT, SMALLEST, row("accelerate-sequential", 0.5, 4000.0)])
-    assert found.kind == "below our smallest"
-    assert found.our_step_ms == 470.0
-    assert found.gap_mib == pytest.approx(0.1 * 1024, abs=1)
-
-
-@pytest.mark.parametrize(("our_ms", "holds"), [(171.0, True), (175.0, False)])
-def test_against_an_engine_that_keeps_all_weights_ours_may_take_one_per_cent_more(
-    our_ms: float, holds: bool
-) -> None:
-    rows = [
-        RESIDENT,
-        SMALLEST,
-        row("accelerate-model", 22.0, 170.0),
-        row("blockswap", 22.3, our_ms),
-    ]
-    (found,) = compare(rows)
-    assert found.kind == "keeps all"
-    assert found.holds is holds
-
-
-def test_a_slower_row_of_ours_does_not_hold() -> None:
-    (found,) = compare([RESIDENT, SMALLEST, row("diffusers-leaf", 0.61, 460.0)])
-    assert not found.holds
-    assert found.ratio == pytest.approx(460 / 470)
-
-
-def test_rows_that_failed_are_compared_with_nothing() -> None:
-    failed = {"model": "flux", "engine": "mmgp", "settings": {}, "status": "failed: no"}
-    assert compare([RESIDENT, SMALLEST, failed]) == []
-    assert compare([RESIDENT, failed]) == []
-
-
-def test_caps_are_the_peaks_of_engines_that_stream_and_neighbours_share_the_lower_one() -> None:
-    peers = [
-        row("diffusers-block", 1.80, 1.0),
-        row("diffusers-block", 1.81, 1.0),
-        row("diffusers-leaf", 0.7, 1.0),
-        row("accelerate-sequential", 0.5, 1.0),
-        row("accelerate-model", 22.0, 1.0),
-        row("mmgp", 5.0, 1.0, status="failed: no"),
-    ]
-    assert caps_to_run(peers, SMALLEST, RESIDENT) == [int(0.7 * GIB), int(1.80 * GIB)]
-
-
-def test_settings_are_told_in_few_words() -> None:
-    settings = {"offload_type": "block_level", "num_blocks_per_group": 4, "use_stream": True}
-    assert settings_text(settings) == "num_blocks_per_group=4 use_stream"
-    assert settings_text({"record_stream": False}) == "default"
-
 
 # ---- running ------------------------------------------------------------------------------------
 
@@ -232,6 +140,18 @@ def test_a_cap_that_needs_more_than_blocks_to_stream_is_tried_layerwise(
     assert [options.get("mode") for options in tried] == ["layerwise", None, "layerwise"]
 
 
+def test_what_fails_in_ours_becomes_a_row_and_the_bench_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(bench_run, "measure", measure)
+    rows = run_with([Engine("plain", "torch", plain)], tmp_path / "bench.json", monkeypatch)
+    assert rows["blockswap"]["status"] == "failed: OutOfMemoryError: no memory"
+    assert rows["plain"]["status"] == "ok"
+
+
 # ---- bad input ----------------------------------------------------------------------------------
 
 
@@ -258,68 +178,3 @@ def test_an_engine_that_is_not_installed_is_refused_when_asked_for(
         request(Path("bench.json"), device="cuda", engines=("mmgp",)).chosen_engines()
     names = [e.name for e in request(Path("bench.json"), device="cuda").chosen_engines()]
     assert names == [engine.name for engine in PEERS if engine.name != "mmgp"]
-
-
-# ---- the command --------------------------------------------------------------------------------
-
-
-def test_the_command_draws_a_table_and_a_picture_from_a_file(tmp_path: Path) -> None:
-    out, picture = tmp_path / "bench.json", tmp_path / "bench.png"
-    rows = [RESIDENT, SMALLEST, row("diffusers-leaf", 0.61, 484.0, use_stream=True)]
-    out.write_text(json.dumps({"rows": rows}))
-    done = CliRunner().invoke(
-        app, ["bench", "--draw", "--out", str(out), "--picture", str(picture)]
-    )
-    assert done.exit_code == 0, done.output
-    assert "diffusers-leaf" in done.output
-    assert "1.03" in done.output
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_command_fails_where_another_engine_is_faster(tmp_path: Path) -> None:
-    out = tmp_path / "bench.json"
-    out.write_text(json.dumps({"rows": [RESIDENT, SMALLEST, row("diffusers-leaf", 0.61, 400.0)]}))
-    done = CliRunner().invoke(app, ["bench", "--draw", "--out", str(out)])
-    assert done.exit_code == 1
-    assert "SLOWER" in done.output
-
-
-def test_the_command_fails_where_our_output_differs_or_ours_did_not_run(tmp_path: Path) -> None:
-    out = tmp_path / "bench.json"
-    other = row("diffusers-leaf", 0.61, 484.0)
-    for ours in (SMALLEST | {"bit_identical": False}, SMALLEST | {"status": "refused: no"}):
-        out.write_text(json.dumps({"rows": [RESIDENT, ours, other]}))
-        assert CliRunner().invoke(app, ["bench", "--draw", "--out", str(out)]).exit_code == 1
-
-
-def test_what_fails_in_ours_becomes_a_row_and_the_bench_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def measure(*_: Any) -> Any:
-        raise torch.OutOfMemoryError("no memory")
-
-    monkeypatch.setattr(bench_run, "measure", measure)
-    rows = run_with([Engine("plain", "torch", plain)], tmp_path / "bench.json", monkeypatch)
-    assert rows["blockswap"]["status"] == "failed: OutOfMemoryError: no memory"
-    assert rows["plain"]["status"] == "ok"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--draw", "--out", "missing.json"], "missing.json holds no results"),
-        (["--out", "bench.txt"], "must end in .json"),
-        (["--out", "no/such/folder/bench.json"], "does not exist"),
-        (["--picture", "bench.bmp"], "must end in .png"),
-        (["--model", "sd1", "--device", "cpu"], "unknown model sd1"),
-    ],
-)
-def test_the_command_refuses_bad_input_in_one_line(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, ["bench", *arguments])
-    assert done.exit_code == 2
-    assert message in done.output
-    assert len(done.output.strip().splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []

@@ -13,13 +13,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["-std=c++20", "-O1", "-pthread", "-Icsrc"]
+HEAP = "error device/heap"
+POOL = (
+    "error os device/heap device/stream_clock device/caching_pool device/caching_pool_growth "
+    "device/host_pages device/segment_pages device/cpu"
+)
 # What tests/cpp/<part>_test.cpp links.
 PARTS = {
     "engine": "error host_pace plan cut slots search climb cycle cycle_replay simulate validate "
     "explain schedule engine engine_times",
-    "heap": "error device/heap",
-    "caching_pool": "error os device/heap device/stream_clock device/caching_pool "
-    "device/caching_pool_growth device/host_pages device/segment_pages device/cpu",
+    "heap": HEAP,
+    "heap_model": HEAP,
+    "caching_pool": POOL,
+    "caching_pool_growth": POOL,
+    "caching_pool_history": POOL,
 }
 
 
@@ -113,7 +120,7 @@ MUTANTS = [
         "device/caching_pool_growth.cpp",
         "clock->make_wait(own.stream());",
         ";",
-        "caching_pool",
+        "caching_pool_growth",
     ),
     Mutant(
         "another stream's use is forgotten",
@@ -128,21 +135,21 @@ MUTANTS = [
         "  StreamClock& clock = clock_of(block->owner);\n  add_user_locked(allocation, stream);\n",
         "  StreamClock& clock = clock_of(block->owner);\n  add_user_locked(allocation, stream);\n"
         "  const Allocation copy = allocation;\n  allocations_.erase(found);\n",
-        "caching_pool",
+        "caching_pool_history",
     ),
     Mutant(
         "the limit is forgotten",
         "device/caching_pool_growth.cpp",
         "if (over_bytes > 0) {",
         "if (over_bytes > limit_bytes_) {",
-        "caching_pool",
+        "caching_pool_growth",
     ),
     Mutant(
         "pages are given back in the books only",
         "device/caching_pool_growth.cpp",
         "pages_->unmap(span.address, span.bytes);",
         ";",
-        "caching_pool",
+        "caching_pool_growth",
     ),
 ]
 
@@ -165,17 +172,20 @@ def link_and_run(objects: list[Path], program: Path) -> subprocess.CompletedProc
 
 @pytest.fixture(scope="module")
 def objects_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
-    @functools.cache
-    def compiled(part: str) -> dict[str, Path]:
-        folder = tmp_path_factory.mktemp(part)
-        sources = {name: ROOT / "csrc" / f"{name}.cpp" for name in PARTS[part].split()}
-        sources["test"] = ROOT / "tests" / "cpp" / f"{part}_test.cpp"
-        made = {name: folder / f"{Path(name).name}.o" for name in sources}
-        for name, source in sources.items():
-            compile_object(source, made[name])
+    folder = tmp_path_factory.mktemp("objects")
+
+    @functools.cache  # parts share sources
+    def compiled(source: Path) -> Path:
+        made = folder / f"{source.stem}.o"
+        compile_object(source, made)
         return made
 
-    return compiled
+    def of(part: str) -> dict[str, Path]:
+        sources = {name: ROOT / "csrc" / f"{name}.cpp" for name in PARTS[part].split()}
+        sources["test"] = ROOT / "tests" / "cpp" / f"{part}_test.cpp"
+        return {name: compiled(source) for name, source in sources.items()}
+
+    return of
 
 
 @pytest.mark.parametrize("part", PARTS)

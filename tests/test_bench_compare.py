@@ -1,0 +1,76 @@
+"""Engines compared: who is set against whom, and what then holds."""
+
+from __future__ import annotations
+
+import pytest
+from bench_rows import GIB, RESIDENT, SMALLEST, row
+
+from blockswap.bench import compare
+from blockswap.bench.command import settings_text
+from blockswap.bench.compare import caps_to_run
+
+
+def test_ours_never_peaks_above_the_engine_it_is_set_against() -> None:
+    rows = [
+        RESIDENT,
+        SMALLEST,
+        row("diffusers-block", 1.8, 467.0),
+        row("blockswap", 1.79, 410.0),
+        row("blockswap", 12.0, 220.0),
+    ]
+    (found,) = compare(rows)
+    assert (found.kind, found.our_step_ms) == ("streams", 410.0)
+    assert found.holds
+    assert found.gap_mib < 0
+
+
+def test_an_engine_below_our_smallest_plan_is_set_against_that_plan_and_the_gap_is_told() -> None:
+    (found,) = compare([RESIDENT, SMALLEST, row("accelerate-sequential", 0.5, 4000.0)])
+    assert found.kind == "below our smallest"
+    assert found.our_step_ms == 470.0
+    assert found.gap_mib == pytest.approx(0.1 * 1024, abs=1)
+
+
+@pytest.mark.parametrize(("our_ms", "holds"), [(171.0, True), (175.0, False)])
+def test_against_an_engine_that_keeps_all_weights_ours_may_take_one_per_cent_more(
+    our_ms: float, holds: bool
+) -> None:
+    rows = [
+        RESIDENT,
+        SMALLEST,
+        row("accelerate-model", 22.0, 170.0),
+        row("blockswap", 22.3, our_ms),
+    ]
+    (found,) = compare(rows)
+    assert found.kind == "keeps all"
+    assert found.holds is holds
+
+
+def test_a_slower_row_of_ours_does_not_hold() -> None:
+    (found,) = compare([RESIDENT, SMALLEST, row("diffusers-leaf", 0.61, 460.0)])
+    assert not found.holds
+    assert found.ratio == pytest.approx(460 / 470)
+
+
+def test_rows_that_failed_are_compared_with_nothing() -> None:
+    failed = {"model": "flux", "engine": "mmgp", "settings": {}, "status": "failed: no"}
+    assert compare([RESIDENT, SMALLEST, failed]) == []
+    assert compare([RESIDENT, failed]) == []
+
+
+def test_caps_are_the_peaks_of_engines_that_stream_and_neighbours_share_the_lower_one() -> None:
+    peers = [
+        row("diffusers-block", 1.80, 1.0),
+        row("diffusers-block", 1.81, 1.0),
+        row("diffusers-leaf", 0.7, 1.0),
+        row("accelerate-sequential", 0.5, 1.0),
+        row("accelerate-model", 22.0, 1.0),
+        row("mmgp", 5.0, 1.0, status="failed: no"),
+    ]
+    assert caps_to_run(peers, SMALLEST, RESIDENT) == [int(0.7 * GIB), int(1.80 * GIB)]
+
+
+def test_settings_are_told_in_few_words() -> None:
+    settings = {"offload_type": "block_level", "num_blocks_per_group": 4, "use_stream": True}
+    assert settings_text(settings) == "num_blocks_per_group=4 use_stream"
+    assert settings_text({"record_stream": False}) == "default"
