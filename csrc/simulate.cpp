@@ -36,6 +36,8 @@ Simulation simulate(const Plan& plan, const PlanRequest& request) {
     result.link_busy_seconds += copy[i];
   }
   const HostPace pace = host_pace(plan.pieces, request);
+  const auto is_streamed = [](const Piece& piece) { return !piece.resident; };
+  const auto num_copies = std::count_if(plan.pieces.begin(), plan.pieces.end(), is_streamed);
   double run = 0.0, link = 0.0;
   double host = 0.0;  // when it begins to issue the step
   std::vector<double> ends;
@@ -83,7 +85,9 @@ Simulation simulate(const Plan& plan, const PlanRequest& request) {
       result.step_seconds = (ends.back() - ends[ends.size() - 1 - kPeriod]) / kPeriod;
     }
   }
-  result.step_seconds = std::max(result.step_seconds, result.link_busy_seconds);
+  // A device that is still behind a slower host looks steady until it has caught up.
+  result.step_seconds = std::max({result.step_seconds, result.link_busy_seconds,
+                                  pace.step_with(static_cast<int>(num_copies))});
   return result;
 }
 

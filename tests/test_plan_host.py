@@ -82,3 +82,21 @@ def test_a_negative_host_time_is_refused():
     asked = request(0.5, -1e-6)
     with pytest.raises(Exception, match="cannot be negative"):
         _C.make_plan(asked)
+
+
+def test_a_device_that_catches_up_with_a_slower_host_is_not_predicted_faster_than_it():
+    # While it is behind, each of its steps looks as short as the copies allow.
+    asked = _C.PlanRequest(
+        leaves=[
+            _C.Leaf(name="a", bytes=8960, seconds=1e-5, tail_seconds=1e-5, host_seconds=3e-5),
+            _C.Leaf(name="b", bytes=37120, host_seconds=6e-5),
+        ],
+        blocks=[_C.Block(name="blocks.0", list="blocks")],
+        link=_C.Link(bytes_per_second=1e8),
+        lookahead=1,
+        host_seconds_per_copy=1e-5,
+        offload_bytes=256,
+    )
+    plan = _C.make_plan(asked)
+    assert plan.bound_seconds == pytest.approx(1e-4)
+    assert plan.predicted_seconds == pytest.approx(1e-4)
