@@ -11,6 +11,7 @@ import gc
 import json
 import statistics
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -103,42 +104,40 @@ def measure_in_turns(
     return row | about_turns
 
 
+@torch.no_grad()
 def run_model(
     kind: str, size: str, steps: int, cases: list[Case], device: str
-) -> list[dict[str, Any]]:
-    """Measure one model: resident first, then every case."""
+) -> Iterator[dict[str, Any]]:
+    """Measure one model, resident first, then every case; yield a row as soon as it is known."""
     dtype = torch.bfloat16 if device != "cpu" else torch.float32
     model = zoo.build(kind, size, dtype, device, 0)  # type: ignore[arg-type]
     inputs = zoo.make_inputs(kind, model, device, dtype, 1)  # type: ignore[arg-type]
-    rows = []
-    with torch.no_grad():
-        resident = measure_resident(model, inputs, steps)
-        print(
-            f"{kind}: resident {resident.step_ms:.1f} ms,"
-            f" {resident.peak_allocated_bytes / GIB:.2f} GiB",
-            flush=True,
-        )
-        twin = Twin(model, inputs) if kind in HOST_BOUND else None
-        model.to("cpu")
-        for case in cases:
-            try:
-                options = options_of(case, resident, blockswap.leaf_bytes(model))
-                if twin is None:
-                    row = measure(model, inputs, resident, options, steps)
-                else:
-                    row = measure_in_turns(model, inputs, resident, options, twin)
-                if case.kept is not None:
-                    row["settings"]["kept"] = case.kept
-            except blockswap.BlockswapError as error:
-                row = {
-                    "engine": "blockswap",
-                    "status": f"refused: {error}",
-                    "settings": case.options | {"kept": case.kept, "gib": case.peak_gib},
-                }
-            row = {"model": kind, "tokens": tokens_of(inputs)} | row
-            rows.append(row)
-            print(kind, one_line(row), flush=True)
-    return rows
+    resident = measure_resident(model, inputs, steps)
+    print(
+        f"{kind}: resident {resident.step_ms:.1f} ms,"
+        f" {resident.peak_allocated_bytes / GIB:.2f} GiB",
+        flush=True,
+    )
+    twin = Twin(model, inputs) if kind in HOST_BOUND else None
+    model.to("cpu")
+    for case in cases:
+        try:
+            options = options_of(case, resident, blockswap.leaf_bytes(model))
+            if twin is None:
+                row = measure(model, inputs, resident, options, steps)
+            else:
+                row = measure_in_turns(model, inputs, resident, options, twin)
+            if case.kept is not None:
+                row["settings"]["kept"] = case.kept
+        except blockswap.BlockswapError as error:
+            row = {
+                "engine": "blockswap",
+                "status": f"refused: {error}",
+                "settings": case.options | {"kept": case.kept, "gib": case.peak_gib},
+            }
+        row = {"model": kind, "tokens": tokens_of(inputs)} | row
+        print(kind, one_line(row), flush=True)
+        yield row
 
 
 def tokens_of(inputs: dict[str, Any]) -> int:
@@ -168,9 +167,10 @@ def main() -> None:
         cases = CASES[kind]
         if options.cases:
             cases = [cases[int(i)] for i in options.cases.split(",") if int(i) < len(cases)]
-        result["rows"] += run_model(kind, options.size, options.steps, cases, device)
+        for row in run_model(kind, options.size, options.steps, cases, device):
+            result["rows"].append(row)
+            options.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
         gc.collect()
-        options.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr 'A-Z ' 'a
 stamp="$gpu-$(date +%F)"
 failed=0
 say() { printf '\n== %s (%ss) ==\n' "$1" "$SECONDS"; }
+# What hangs dies after so many seconds and says where each thread was.
+limited() { PYTHONFAULTHANDLER=1 timeout -s ABRT -k 10 "$@"; }
 
 say build
 if ! $PYTHON setup.py -q build_ext --inplace >build-gpu.log 2>&1; then
@@ -35,21 +37,21 @@ fi
 for what in "$@"; do
   say "$what"
   case $what in
-    tests) timeout 260 $PYTHON -m pytest -q --maxfail=8 -m gpu tests/gpu tests/test_ops.py || failed=1 ;;
-    multi) $PYTHON -m pytest -q -m multi_gpu tests || failed=1 ;;
+    tests) limited 260 $PYTHON -m pytest -q --maxfail=8 -m gpu tests/gpu tests/test_ops.py || failed=1 ;;
+    multi) limited 260 $PYTHON -m pytest -q -m multi_gpu tests || failed=1 ;;
     models:*)
       IFS=: read -r _ models cases <<<"$what"
-      $PYTHON -m benchmarks.models --models "$models" --cases "${cases:-}" \
+      limited "${MODELS_S:-400}" $PYTHON -m benchmarks.models --models "$models" --cases "${cases:-}" \
         --out "$OUT/$stamp-${models//,/-}${cases:+-$(tr , _ <<<"$cases")}-core.json" || failed=1 ;;
     touch:*) $PYTHON -c "from benchmarks.turns import touch_memory; touch_memory(${what#touch:})" ;;
-    host) $PYTHON -m benchmarks.host_cost --out "$OUT/$stamp-host.json" || failed=1 ;;
-    allocator) $PYTHON -m benchmarks.allocator --out "$OUT/$stamp-allocator.json" || failed=1 ;;
-    attach) $PYTHON -m benchmarks.attach ${ATTACH_OPTIONS:-} --out "$OUT/$stamp-attach.json" || failed=1 ;;
+    host) limited 120 $PYTHON -m benchmarks.host_cost --out "$OUT/$stamp-host.json" || failed=1 ;;
+    allocator) limited 60 $PYTHON -m benchmarks.allocator --out "$OUT/$stamp-allocator.json" || failed=1 ;;
+    attach) limited 200 $PYTHON -m benchmarks.attach ${ATTACH_OPTIONS:-} --out "$OUT/$stamp-attach.json" || failed=1 ;;
     sanitize | sanitize:*)
       # No rates, no full-size models, no compiler: a kernel takes some hundred times as long. No
       # backtraces either: with them the tool keeps every Python frame, and so every tensor, alive.
       chosen=${what#sanitize}
-      timeout "${SANITIZE_S:-500}" \
+      limited "${SANITIZE_S:-500}" \
         compute-sanitizer --tool memcheck --show-backtrace no --error-exitcode 9 \
         $PYTHON -m pytest -v --durations=10 -m gpu tests/gpu \
         -k "not full and not throttled and not flex and not bench ${chosen:+and (${chosen#:})}" \
@@ -58,20 +60,20 @@ for what in "$@"; do
       tail -5 "$OUT/sanitizer.log" ;;
     bench:*)
       IFS=: read -r _ model steps <<<"$what"
-      $PYTHON -m blockswap bench --model "$model" --steps "${steps:-20}" \
+      limited 400 $PYTHON -m blockswap bench --model "$model" --steps "${steps:-20}" \
         --out "$OUT/$stamp-$model-bench.json" --picture "$OUT/$model-bench.png" || failed=1 ;;
     profile:*)
-      $PYTHON -m benchmarks.profiles --model "${what#profile:}" \
+      limited 300 $PYTHON -m benchmarks.profiles --model "${what#profile:}" \
         --out "$OUT/$stamp-${what#profile:}-profile.json" || failed=1 ;;
-    probe) $PYTHON -m blockswap probe --out "$OUT/$stamp-probe.json" --picture "$OUT/probe.png" || failed=1 ;;
+    probe) limited 120 $PYTHON -m blockswap probe --out "$OUT/$stamp-probe.json" --picture "$OUT/probe.png" || failed=1 ;;
     packages) PYTHON="$PYTHON" .ci/check_packages.sh || failed=1 ;;
     pipeline:*)
       demo=$(mktemp -d)
-      $PYTHON -m blockswap demo --model "${what#pipeline:}" --size full --out "$demo" || failed=1
+      limited 200 $PYTHON -m blockswap demo --model "${what#pipeline:}" --size full --out "$demo" || failed=1
       cp "$demo/report.json" "$OUT/$stamp-${what#pipeline:}-pipeline.json"
       cp "$demo/timeline.png" "$OUT/${what#pipeline:}-timeline.png"
       rm -rf "$demo" ;;
-    contention) $PYTHON -m benchmarks.contention --out "$OUT/$stamp-contention.json" || failed=1 ;;
+    contention) limited 60 $PYTHON -m benchmarks.contention --out "$OUT/$stamp-contention.json" || failed=1 ;;
     demo) timeout 100 make demo PYTHON="$PYTHON" || failed=1 ;;
     *) echo "unknown: $what"; failed=1 ;;
   esac
