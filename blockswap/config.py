@@ -24,6 +24,7 @@ class ResolvedConfig:
     offload_bytes: int | None
     offload_blocks: int | None
     offload_blocks_per_list: dict[str, int] | None
+    host_memory_bytes: int | None
     swap_space_bytes: int | None
     block_size_bytes: int | None
     mode: Mode
@@ -48,7 +49,8 @@ class SwapConfig:
         offload: how much stays off the device. An int counts blocks, a dict counts them per list
             (``{"transformer_blocks": 19}``), text is bytes of weights (``"8GiB"``).
         reserve: bytes left to other programs (not supported yet).
-        host_memory: bound on pinned host bytes (not supported yet).
+        host_memory: bound on pinned host bytes, 1 MiB or more. What may not be pinned passes
+            through a small pinned ring. None: as much as the system allows.
         swap_space: bytes of the ring. None: the planner decides.
         block_size: bytes that move together. None: the planner decides.
         mode: "adaptive" streams blocks in pieces of the planner's choice, "layerwise" streams the
@@ -165,6 +167,7 @@ class SwapConfig:
             offload_bytes=parse_size(offload, "offload") if isinstance(offload, str) else None,
             offload_blocks=offload if isinstance(offload, int) else None,
             offload_blocks_per_list=dict(offload) if isinstance(offload, Mapping) else None,
+            host_memory_bytes=int(self.host_memory) if self.host_memory is not None else None,
             swap_space_bytes=ring,
             block_size_bytes=self.block_size if isinstance(self.block_size, int) else None,
             mode=self.mode,

@@ -8,10 +8,15 @@ from collections.abc import Sequence
 import torch
 
 from blockswap import _C
+from blockswap.options import BOUNCE_SHARE, SMALLEST_BOUNCE_BYTES
 from blockswap.progress import progress
 
 # A piece never crosses a chunk: large ones cost few cuts, small ones let pinning overlap copying.
 CHUNK_BYTES = 2**30
+# Under a bound on pinned memory: this share of it at most, so that little of it stays unused.
+CHUNK_SHARE = 8
+# The bounce ring: what pageable weights pass through. Four slots of 16 MiB keep any link busy.
+BOUNCE_BYTES = 64 * 2**20
 # Images may be laid out anew in the order in which they run, this many bytes at a time.
 MAX_SCRATCH_BYTES = 512 * 2**20
 
@@ -20,21 +25,42 @@ class Host:
     """Owns the arena; knows where each leaf's image lies in it.
 
     Leaf numbers are the binding's; the last one may be the group of small parameters.
+
+    Args:
+        binding: of the parameters.
+        device: pins the memory.
+        limit: bound on pinned bytes, ring included; None: what the system allows.
+
+    Attributes:
+        image_bytes, offsets: of each leaf's image, in the arena.
+        pinner: knows what is pinned, the ring included.
+        bounce_bytes: the ring through which pageable images pass; 0: there is none.
     """
 
-    def __init__(self, binding: _C.Binding, device: _C.Device, num_leaves: int) -> None:
+    def __init__(self, binding: _C.Binding, device: _C.Device, limit: int | None) -> None:
         self._binding = binding
         self._device = device
-        self.image_bytes = [binding.leaf_bytes(leaf) for leaf in range(num_leaves)]
-        offsets, chunks, total = _C.HostArena.make_layout(self.image_bytes, CHUNK_BYTES)
+        self._limit = limit
+        self.pinner = _C.Pinner(device) if limit is None else _C.Pinner(device, limit)
+        self.bounce_bytes = 0
+        self.image_bytes = [binding.leaf_bytes(leaf) for leaf in range(binding.num_leaves)]
+        chunk_bytes = CHUNK_BYTES if limit is None else min(CHUNK_BYTES, limit // CHUNK_SHARE)
+        offsets, chunks, total = _C.HostArena.make_layout(self.image_bytes, chunk_bytes)
         self.offsets: list[int] = offsets
         self.arena = _C.HostArena(total, chunks)
 
-    def take(self, num_entries: int) -> None:
+    def take(self, num_entries: int, engine: _C.Engine | None) -> None:
         """Move all parameters in; each original is let go as soon as its image is complete.
 
         Interrupted or failing, each parameter has either its original or its image, both whole.
+
+        Args:
+            num_entries: how many parameters the binding has.
+            engine: gets a bounce ring where not everything can be pinned; None: copies are the
+                host's own work, which needs none.
         """
+        if engine is not None:  # first, while there is something left to pin
+            self.bounce_bytes = engine.bounce(self._device, self.pinner, self._wanted_bounce_bytes)
         for leaf, offset in enumerate(self.offsets):
             self._binding.place_host(leaf, self.arena, offset)
         with progress("moving weights to pinned memory", self.arena.bytes) as tick:
@@ -43,8 +69,8 @@ class Host:
                 tick(done)
                 return True
 
-            self._binding.fill(self.arena, 0, show, self._device)
-            self.arena.pin(self._device)
+            self._binding.fill(self.arena, 0, show, self.pinner)
+            self.arena.pin(self.pinner)
             done = 0
             for entry in range(num_entries):  # what did not lie in CPU memory
                 if not self._binding.is_adopted(entry):
@@ -52,6 +78,24 @@ class Host:
                     done += self._binding.host(entry).nbytes
                     tick(done)
         self._binding.settle()
+        if engine is not None and not self.pageable_bytes:
+            self.bounce_bytes = engine.bounce(self._device, self.pinner, 0)
+
+    @property
+    def _wanted_bounce_bytes(self) -> int:
+        total = max(int(self.arena.bytes), SMALLEST_BOUNCE_BYTES)
+        wanted = min(BOUNCE_BYTES, total)
+        return wanted if self._limit is None else min(wanted, self._limit // BOUNCE_SHARE)
+
+    @property
+    def pageable_bytes(self) -> int:
+        """Return the bytes of images that are not pinned."""
+        return int(self.arena.bytes - self.arena.pinned_bytes)
+
+    def image(self, leaf: int) -> tuple[int, bool]:
+        """Return the host address of a leaf's image, and whether it is pinned."""
+        is_pinned = self.arena.is_pinned(self.offsets[leaf], self.image_bytes[leaf])
+        return self.address(leaf), bool(is_pinned)
 
     def address(self, leaf: int) -> int:
         """Return the host address of a leaf's image."""

@@ -35,7 +35,8 @@ class Link:
         num_bytes = min(room or PROBE_BYTES, PROBE_BYTES, host.arena.bytes)
         target = pool.reserve(num_bytes)
         repeats = PROBE_REPEATS if is_gpu else 2
-        self.measured = self._engine.measure_link(host.arena.address, target, num_bytes, repeats)
+        image = (host.arena.address, host.arena.is_pinned(0, num_bytes))
+        self.measured = self._engine.measure_link(image, target, num_bytes, repeats)
         self.learn(self.measured)
         self.slow_down(1.0)
 

@@ -30,6 +30,7 @@ class ModelState:
         self.model = model
         self.gate = gate
         self.device = config.target_device()
+        self.is_asynchronous = self.device.type != "cpu"  # beside the host
         self.memory = DeviceMemory(self.device)
         self.config: ResolvedConfig = config.resolve(self.memory.total_bytes())
         self.priorities = config.priorities
@@ -62,13 +63,13 @@ class ModelState:
         managed = {parameter for _, _, parameter in self._entries}
         try:
             self.fixed = FixedTensors(self.model, managed, self.device)
-            self.host = Host(self.binding, self.driver, len(self.units))
+            self.host = Host(self.binding, self.driver, self.config.host_memory_bytes)
         except BaseException:
             self._unwatch()
             raise
         self.is_taken = True
         try:
-            self.host.take(len(self._origins))
+            self.host.take(len(self._origins), self.engine if self.is_asynchronous else None)
             self.fixed.to_device()
             for module in self.model.modules():
                 self.binding.watch(module._modules, True)
@@ -164,11 +165,11 @@ class ModelState:
             unit.is_first = unit.is_last = unit.is_planned = unit.is_repeated = False
         cursor = base + self.small_bytes
         ring = cursor + plan.resident_bytes
-        images: list[int] = []
+        images: list[tuple[int, bool]] = []
         targets: list[int] = []
         for number, piece in enumerate(plan.pieces):
             members = order[piece.first_leaf : piece.end_leaf]
-            images.append(self.host.address(members[0]))
+            images.append(self.host.image(members[0]))
             targets.append(cursor if piece.resident else 0)
             address = cursor if piece.resident else ring + piece.slot_offset
             cursor += piece.bytes if piece.resident else 0
@@ -188,7 +189,7 @@ class ModelState:
         if small is not None:
             self._small_address = base
             self._place(small, base)
-            self.engine.copy_fixed(base, self.host.address(small.index), self.small_bytes)
+            self.engine.copy_fixed(base, self.host.image(small.index), self.small_bytes)
         planned = set(order)
         for unit in self.units.values():
             if unit is not small and unit.index not in planned:
@@ -228,7 +229,7 @@ class ModelState:
         for unit in self._diverted:
             unit.is_diverted = False
         self._diverted.clear()
-        return [f"{self._name(entry)}" for entry in edited]
+        return [self._name(entry) for entry in edited]
 
     def divert(self, unit: Unit) -> None:
         """Copy a unit's weights to memory of their own for the rest of this forward."""
@@ -274,9 +275,8 @@ class ModelState:
         pieces: set[int] = set()
         for unit in dirty:
             if unit.name == SMALL and self._small_address:
-                self.engine.copy_fixed(
-                    self._small_address, self.host.address(unit.index), self.small_bytes
-                )
+                image = self.host.image(unit.index)
+                self.engine.copy_fixed(self._small_address, image, self.small_bytes)
             elif unit.plan_piece >= 0:
                 pieces.add(unit.plan_piece)
         for piece in sorted(pieces):

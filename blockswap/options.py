@@ -13,7 +13,14 @@ import torch
 from torch import nn
 
 from blockswap.errors import ConfigError, UnsupportedError
-from blockswap.sizes import ACCEPTED_SIZES, has_unit, parse_fraction, parse_int, parse_size
+from blockswap.sizes import (
+    ACCEPTED_SIZES,
+    format_bytes,
+    has_unit,
+    parse_fraction,
+    parse_int,
+    parse_size,
+)
 
 Mode = Literal["adaptive", "layerwise", "chunkwise"]
 Priority = int | Literal["pin"]
@@ -21,6 +28,9 @@ Priority = int | Literal["pin"]
 _MODES: tuple[str, ...] = get_args(Mode)
 _COMPRESS = ("off", "auto", "f3", "e2")
 _MAX_COPY_STREAMS = 16
+SMALLEST_BOUNCE_BYTES = 4 * 2**16  # BounceRing::kLeastBytes
+BOUNCE_SHARE = 4  # the bounce ring takes this share of pinned memory at most
+SMALLEST_HOST_MEMORY = BOUNCE_SHARE * SMALLEST_BOUNCE_BYTES
 _MAX_BLOCK_COUNT = 10_000  # a larger int is a slip: bytes where blocks are counted
 _FLAGS = dict.fromkeys(("1", "true", "on", "yes"), True)
 _FLAGS |= dict.fromkeys(("0", "false", "off", "no"), False)
@@ -103,6 +113,16 @@ def _size(name: str, value: object, accepted: str = ACCEPTED_SIZES) -> int | Non
     num_bytes = parse_size(value, name)
     if num_bytes == 0:
         raise ConfigError(f"{name}={value!r} is no memory at all; {accepted}")
+    return num_bytes
+
+
+def _host_memory(name: str, value: object) -> int | None:
+    num_bytes = _size(name, value)
+    if num_bytes is not None and num_bytes < SMALLEST_HOST_MEMORY:
+        raise ConfigError(
+            f"{name}={value!r} is too little for the ring that unpinned weights pass through;"
+            f" accepted: {format_bytes(SMALLEST_HOST_MEMORY)} and above, or None"
+        )
     return num_bytes
 
 
@@ -232,7 +252,7 @@ CONVERT: dict[str, Callable[[str, object], object]] = {
     "vram": _vram,
     "offload": _offload,
     "reserve": _unsupported,
-    "host_memory": _unsupported,
+    "host_memory": _host_memory,
     "swap_space": _size,
     "block_size": _size,
     "mode": lambda name, value: _one_of(name, value, _MODES),

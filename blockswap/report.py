@@ -129,7 +129,8 @@ class Report:
     fixed_bytes: int  # weights outside the blocks, always on the device
     activation_bytes: int | None  # learned peak of torch's share
     host_bytes: int  # homes in host memory
-    pinned_bytes: int
+    pinned_bytes: int  # of those, and of the bounce ring
+    bounce_bytes: int = 0  # the ring through which weights that are not pinned pass
     pool_bytes: int = 0  # small parameters, residents and ring, as allocated now
     peak_allocated_bytes: int | None = None  # pool + what PyTorch has allocated, since attach
     peak_device_bytes: int | None = None  # pool + what PyTorch has reserved, since attach
@@ -249,7 +250,12 @@ class Report:
                 format_bytes(self.activation_bytes),
                 "learned peak of torch's share",
             )
-        yield "host", format_bytes(self.host_bytes), f"{format_bytes(self.pinned_bytes)} pinned"
+        ring = f", {format_bytes(self.bounce_bytes)} of it a ring" if self.bounce_bytes else ""
+        yield (
+            "host",
+            format_bytes(self.host_bytes),
+            f"{format_bytes(self.pinned_bytes)} pinned{ring}",
+        )
 
     def _time_rows(self) -> Iterable[tuple[str, str, str]]:
         copies = f"per step in {_count(self.copies_per_step, 'copy', 'copies')}"

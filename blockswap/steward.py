@@ -27,7 +27,7 @@ from blockswap.refine import refine
 from blockswap.report import Report, State, Timeline
 from blockswap.request import MARGIN_BYTES, Requests
 from blockswap.sizes import format_bytes
-from blockswap.telling import make_report, make_timeline
+from blockswap.telling import make_report, make_timeline, pageable_note
 
 logger = logging.getLogger("blockswap")
 
@@ -91,13 +91,9 @@ class Steward:
             self._room = max(0, self._cap - state.memory.allocated_bytes())
         self.link = Link(state.engine, state.config.throttle_gb_per_s)
         self.link.measure(state.host, state.pool, self._room, state.device.type == "cuda")
-        pageable = state.host.arena.bytes - state.host.arena.pinned_bytes
-        if pageable:
-            self.notes.append(
-                f"{format_bytes(pageable)} of the weights could not be pinned (locked-memory"
-                " limit): their copies are slow; raise `ulimit -l` or the container's limit"
-            )
-            logger.warning(self.notes[-1])
+        if state.is_asynchronous and (note := pageable_note(state.host)):
+            self.notes.append(note)
+            logger.warning(note)
         self._stream([leaf.index for leaf in state.leaves.streamable])
 
     def stop(self) -> None:
@@ -188,7 +184,7 @@ class Steward:
             times = self.state.engine.step_times()
             take_times(learned, times, self._members())
             self.link.slow_down(1.0)
-            if learned.steps == 1 and self._is_asynchronous:
+            if learned.steps == 1 and self.state.is_asynchronous:
                 host = self.state.engine.host_times()
                 self.link.outlast(host.step_seconds, times.step_seconds, self.plan.streamed_bytes)
             if learned.steps >= TIMED_STEPS:
@@ -209,19 +205,14 @@ class Steward:
         self._stream(order)
         learned.enter(Stage.TIME)
 
-    @property
-    def _is_asynchronous(self) -> bool:
-        """Whether device and host work side by side: a CPU does the work itself."""
-        return self.state.device.type != "cpu"
-
     def _watch_settling(self, learned: Learned) -> None:
         """Note the host's times; have the stage's last step begin with an idle device."""
         if learned.is_measured_next(done=learned.steps - 1):
-            learned.hosts += [self.state.engine.host_times()] if self._is_asynchronous else []
+            learned.hosts += [self.state.engine.host_times()] if self.state.is_asynchronous else []
             return
         begin = time.perf_counter()
         learned.unmeasured_seconds = self.state.engine.step_seconds()  # waits for its end
-        if self._is_asynchronous and time.perf_counter() - begin < SHORT_LAG_S:
+        if self.state.is_asynchronous and time.perf_counter() - begin < SHORT_LAG_S:
             learned.settling_steps = SETTLING_STEPS_OF_HOST
 
     def _settle(self, learned: Learned) -> None:

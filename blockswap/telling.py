@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from blockswap import _C
 from blockswap.report import BlockStall, PieceSpan, Report, State, Timeline
+from blockswap.sizes import format_bytes
 from blockswap.together import name_of
 
 if TYPE_CHECKING:
+    from blockswap.host import Host
     from blockswap.steward import Steward
 
 
@@ -43,6 +45,23 @@ def make_timeline(steward: Steward) -> Timeline | None:
         resident_bytes=steward.plan.resident_bytes + steward.state.small_bytes,
         ring_bytes=steward.plan.ring_bytes,
     )
+
+
+def pageable_note(host: Host) -> str | None:
+    """Return what to tell where weights are not pinned."""
+    if not host.pageable_bytes:
+        return None
+    how = (
+        f"they pass through a pinned ring of {format_bytes(host.bounce_bytes)}"
+        if host.bounce_bytes
+        else "nor a ring for them: the host waits for their copies"
+    )
+    if host.pinner.was_refused:
+        return (
+            f"{format_bytes(host.pageable_bytes)} of the weights could not be pinned (locked-memory"
+            f" limit), {how}; raise `ulimit -l` or the container's limit"
+        )
+    return f"{format_bytes(host.pageable_bytes)} of the weights are not pinned (host_memory), {how}"
 
 
 def make_report(steward: Steward, session_state: State) -> Report:
@@ -90,7 +109,8 @@ def make_report(steward: Steward, session_state: State) -> Report:
         fixed_bytes=state.fixed.bytes,
         activation_bytes=learned.torch_peak_bytes or None,
         host_bytes=state.host.arena.bytes,
-        pinned_bytes=state.host.arena.pinned_bytes,
+        pinned_bytes=state.host.pinner.pinned_bytes,
+        bounce_bytes=state.host.bounce_bytes,
         pool_bytes=state.pool.bytes,
         peak_allocated_bytes=state.memory.peak_allocated_bytes or None,
         peak_device_bytes=state.memory.peak_device_bytes or None,

@@ -49,6 +49,7 @@ class Binding {
   // The module holds another parameter of equal shape and dtype now: its values become the image's.
   void replace(int64_t index, PyObject* object, const at::Tensor& tensor);
   int64_t leaf_bytes(int32_t leaf) const;
+  int32_t num_leaves() const { return static_cast<int32_t>(leaves_.size()); }
 
   // The leaf's image lies at `offset` of the arena.
   void place_host(int32_t leaf, const std::shared_ptr<HostArena>& arena, int64_t offset);

@@ -9,6 +9,7 @@
 #include "device/pool.h"
 #include "engine.h"
 #include "error.h"
+#include "pinner.h"
 #include "watched.h"
 
 namespace py = pybind11;
@@ -55,11 +56,6 @@ std::shared_ptr<Device> make_device(const std::string& type, int index) {
   return make_generic_device(type, index);
 }
 
-PinCalls pin_calls(const std::shared_ptr<Device>& device) {
-  return {[device](void* address, int64_t bytes) { return device->pin(address, bytes); },
-          [device](void* address) { device->unpin(address); }};
-}
-
 // Called on the thread that filled: takes the GIL, lets Ctrl-C through as "cancel".
 HostArena::Progress progress_of(py::object callback) {
   auto shared = std::make_shared<py::object>(std::move(callback));
@@ -82,6 +78,12 @@ void bind_memory(py::module_& m) {
       .def("release", &Pool::release, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("bytes", &Pool::bytes);
 
+  py::class_<Pinner, std::shared_ptr<Pinner>>(m, "Pinner")
+      .def(py::init<std::shared_ptr<Device>, int64_t>(), py::arg("device"),
+           py::arg("limit_bytes") = Pinner::kNoLimit)
+      .def_property_readonly("pinned_bytes", &Pinner::pinned_bytes)
+      .def_property_readonly("was_refused", &Pinner::was_refused);
+
   py::class_<HostArena, std::shared_ptr<HostArena>>(m, "HostArena")
       .def(py::init<int64_t, std::vector<int64_t>>(), py::arg("bytes"),
            py::arg("chunk_offsets") = std::vector<int64_t>{0})
@@ -93,19 +95,22 @@ void bind_memory(py::module_& m) {
           },
           py::arg("image_bytes"), py::arg("chunk_bytes") = int64_t{1} << 30)
       .def(
-          "pin",
-          [](HostArena& arena, const std::shared_ptr<Device>& device) {
-            return arena.pin(pin_calls(device));
-          },
+          "pin", [](HostArena& arena, Pinner& pinner) { return arena.pin(pinner.calls()); },
           py::call_guard<py::gil_scoped_release>())
       .def("unpin", &HostArena::unpin, py::call_guard<py::gil_scoped_release>())
       .def("chunk_end", &HostArena::chunk_end)
+      .def("is_pinned", &HostArena::is_pinned, py::arg("offset"), py::arg("bytes"))
       .def("resident_bytes", &HostArena::resident_bytes)
       .def_property_readonly("pinned_bytes", &HostArena::pinned_bytes)
       .def_property_readonly("bytes", &HostArena::bytes)
       .def_property_readonly("address", [](const HostArena& arena) {
         return reinterpret_cast<uint64_t>(arena.data());
       });
+}
+
+// Its address and whether it is pinned.
+HostImage image_of(const std::pair<uint64_t, bool>& image) {
+  return {reinterpret_cast<const void*>(image.first), image.second};
 }
 
 void bind_engine(py::module_& m) {
@@ -141,14 +146,23 @@ void bind_engine(py::module_& m) {
            py::arg("device"), py::arg("num_copy_streams") = 1, py::arg("check") = false)
       .def("throttle", &Engine::throttle, py::arg("bytes_per_second"),
            py::arg("link_bytes_per_second"))
+      .def(
+          "bounce",
+          [](Engine& engine, const std::shared_ptr<Device>& device, Pinner& pinner, int64_t bytes) {
+            engine.bounce(BounceRing::make(device, pinner.calls(), bytes));
+            return engine.bounce_bytes();
+          },
+          py::arg("device"), py::arg("pinner"), py::arg("bytes"),
+          py::call_guard<py::gil_scoped_release>(),
+          "Has a ring of that size at most, 0 to end it, carry pageable images; returns its size.")
       .def("load",
            [](Engine& engine, const Plan& plan, const PlanRequest& request,
-              const std::vector<uint64_t>& images, const std::vector<uint64_t>& targets,
-              uint64_t ring) {
-             std::vector<const void*> from;
+              const std::vector<std::pair<uint64_t, bool>>& images,
+              const std::vector<uint64_t>& targets, uint64_t ring) {
+             std::vector<HostImage> from;
              std::vector<void*> to;
-             for (const uint64_t address : images) {
-               from.push_back(reinterpret_cast<const void*>(address));
+             for (const auto& image : images) {
+               from.push_back(image_of(image));
              }
              for (const uint64_t address : targets) {
                to.push_back(reinterpret_cast<void*>(address));
@@ -167,9 +181,9 @@ void bind_engine(py::module_& m) {
              engine.end_step(current_stream(token.device()));
            })
       .def("copy_fixed",
-           [](Engine& engine, uint64_t target, uint64_t host, int64_t bytes) {
-             engine.copy_fixed(reinterpret_cast<void*>(target), reinterpret_cast<const void*>(host),
-                               bytes);
+           [](Engine& engine, uint64_t target, const std::pair<uint64_t, bool>& image,
+              int64_t bytes) {
+             engine.copy_fixed(reinterpret_cast<void*>(target), image_of(image), bytes);
            })
       .def("invalidate", &Engine::invalidate)
       .def("host_times", &Engine::host_times)
@@ -177,9 +191,10 @@ void bind_engine(py::module_& m) {
       .def("step_times", &Engine::step_times, py::call_guard<py::gil_scoped_release>())
       .def(
           "measure_link",
-          [](Engine& engine, uint64_t host, uint64_t target, int64_t bytes, int repeats) {
-            return engine.measure_link(reinterpret_cast<const void*>(host),
-                                       reinterpret_cast<void*>(target), bytes, repeats);
+          [](Engine& engine, const std::pair<uint64_t, bool>& image, uint64_t target, int64_t bytes,
+             int repeats) {
+            return engine.measure_link(image_of(image), reinterpret_cast<void*>(target), bytes,
+                                       repeats);
           },
           py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("counters", &Engine::counters);
@@ -227,12 +242,13 @@ void bind_binding(py::module_& m) {
              binding.replace(index, object.ptr(), py::cast<at::Tensor>(object));
            })
       .def("leaf_bytes", &Binding::leaf_bytes)
+      .def_property_readonly("num_leaves", &Binding::num_leaves)
       .def("place_host", &Binding::place_host)
       .def("fill",
            [](Binding& binding, HostArena& arena, int num_threads, py::object progress,
-              const std::shared_ptr<Device>& device) {
+              Pinner& pinner) {
              const HostArena::Progress callback = progress_of(std::move(progress));
-             const PinCalls pin = pin_calls(device);
+             const PinCalls pin = pinner.calls();
              py::gil_scoped_release no_gil;
              return binding.fill(arena, num_threads, callback, pin);
            })

@@ -48,6 +48,7 @@ Engine::~Engine() {
   } catch (const std::exception&) {
     // The driver is gone or failing: there is nothing left to wait for.
   }
+  fetch_thread_.reset();
   for (const Device::Event event :
        {begin_, end_, measured_begin_, measured_end_, step_end_, residents_ready_}) {
     device_->destroy_event(event);
@@ -83,7 +84,7 @@ void Engine::destroy_events() {
   tracks_.clear();
 }
 
-void Engine::load(const Plan& plan, const PlanRequest& request, std::vector<const void*> images,
+void Engine::load(const Plan& plan, const PlanRequest& request, std::vector<HostImage> images,
                   std::vector<void*> targets, void* ring) {
   if (images.size() != plan.pieces.size() || targets.size() != plan.pieces.size()) {
     throw UseError("a plan of " + std::to_string(plan.pieces.size()) + " pieces got " +
@@ -110,6 +111,9 @@ void Engine::load(const Plan& plan, const PlanRequest& request, std::vector<cons
 }
 
 void Engine::stop() {
+  if (fetch_thread_) {
+    fetch_thread_->drain();
+  }
   for (const Device::Stream stream : copy_streams_) {
     device_->synchronize(stream);
   }
@@ -120,19 +124,11 @@ void Engine::stop() {
   schedule_.reset();
   plan_ = Plan{};
   actions_.clear();
+  outrun_.clear();
   stepped_ = false;
   measured_ = false;
   in_step_ = false;
   residents_pending_ = false;
-}
-
-void Engine::copy_fixed(void* target, const void* host, int64_t bytes) {
-  if (stepped_) {
-    device_->wait(copy_streams_[0], step_end_);  // the last step may still read it
-  }
-  device_->enqueue_copy(copy_streams_[0], target, host, bytes);
-  device_->record(residents_ready_, copy_streams_[0]);
-  residents_pending_ = true;
 }
 
 void Engine::record_time(Device::Event event, Device::Stream stream) {
@@ -142,34 +138,11 @@ void Engine::record_time(Device::Event event, Device::Stream stream) {
   }
 }
 
-void Engine::enqueue_fetch(const Action& action, Device::Stream stream) {
-  const auto index = static_cast<size_t>(action.piece);
-  Track& track = tracks_[index];
-  if (action.overwritten >= 0) {
-    // Wait on done, not ready: the earlier piece's kernels may still read this range.
-    device_->wait(stream, tracks_[static_cast<size_t>(action.overwritten)].done);
-  }
-  const int64_t bytes = plan_.pieces[index].bytes;
-  track.is_timed = measures_;
-  if (measures_) {
-    track.newest_copy = 1 - track.newest_copy;
-  }
-  record_time(track.copies[track.newest_copy].begin, stream);
-  if (options_.throttle_bytes_per_second > 0.0) {
-    const double slowdown = options_.link_bytes_per_second / options_.throttle_bytes_per_second;
-    auto padding = static_cast<int64_t>(static_cast<double>(bytes) * (slowdown - 1.0));
-    for (; padding > 0; padding -= bytes) {
-      device_->enqueue_copy(stream, targets_[index], images_[index], std::min(padding, bytes));
-    }
-  }
-  device_->enqueue_copy(stream, targets_[index], images_[index], bytes);
-  device_->record(track.ready, stream);
-  record_time(track.copies[track.newest_copy].end, stream);
-  ++counters_.copies;
-  counters_.copied_bytes += bytes;
-}
-
 void Engine::perform(Device::Stream compute) {
+  struct Clear {
+    std::vector<Action>& actions;
+    ~Clear() { actions.clear(); }
+  } const afterwards{actions_};  // also when an action throws: none is performed twice
   for (const Action& action : actions_) {
     Track& track = tracks_[static_cast<size_t>(action.piece)];
     switch (action.kind) {
@@ -182,12 +155,14 @@ void Engine::perform(Device::Stream compute) {
         record_time(track.run_end, compute);
         break;
       case Action::Kind::kOutrun:
-        device_->wait(plan_.copy_on_compute ? compute : copy_streams_[next_copy_stream_],
-                      track.ready);
+        outrun_.push_back(track.ready);
         break;
       case Action::Kind::kFetch:
         if (plan_.copy_on_compute) {
           enqueue_fetch(action, compute);
+          if (fetch_thread_) {
+            fetch_thread_->wait_issued(track.fetch);  // before the stream's next work
+          }
         } else {
           enqueue_fetch(action, copy_streams_[next_copy_stream_]);
           next_copy_stream_ = (next_copy_stream_ + 1) % copy_streams_.size();
@@ -200,12 +175,11 @@ void Engine::perform(Device::Stream compute) {
           track.run_is_timed = track.is_timed;
           track.ran = true;
         }
-        device_->wait(compute, track.ready);
+        wait_for(track.ready, track.fetch, compute);
         record_time(track.wait_end, compute);
         break;
     }
   }
-  actions_.clear();
   if (options_.check && schedule_) {
     schedule_->check_valid();
   }
@@ -220,7 +194,7 @@ void Engine::begin_step(Device::Stream compute, bool continues) {
     device_->wait(compute, step_end_);
   }
   if (residents_pending_) {
-    device_->wait(compute, residents_ready_);
+    wait_for(residents_ready_, residents_fetch_, compute);
     residents_pending_ = false;
   }
   last_compute_ = compute;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "device/device.h"
+#include "fetch_thread.h"
 #include "plan.h"
 #include "schedule.h"
 
@@ -19,6 +20,12 @@ struct EngineOptions {
   // link as a link of `throttle` would need the time for. 0 = off; else `link` must be measured.
   double throttle_bytes_per_second = 0.0;
   double link_bytes_per_second = 0.0;
+};
+
+// Where an image lies. What is not pinned cannot be copied behind the host's back.
+struct HostImage {
+  const void* address = nullptr;
+  bool is_pinned = true;
 };
 
 // What happened since load(); bytes and copies without the throttle's padding.
@@ -70,10 +77,15 @@ class Engine {
     options_.link_bytes_per_second = link_bytes_per_second;
   }
 
-  // Takes over a plan. images[i] = host address of piece i; targets[i] = device address of a
-  // resident piece (its image is enqueued now), unused for streamed ones, whose slots lie at
+  // From here on all copies are issued on a thread, those of pageable images through its ring.
+  // nullptr: at once by the caller, as in the beginning. pre: no plan is loaded.
+  void bounce(std::unique_ptr<BounceRing> ring);
+  int64_t bounce_bytes() const { return fetch_thread_ ? fetch_thread_->ring_bytes() : 0; }
+
+  // Takes over a plan. images[i] = piece i on the host; targets[i] = device address of a resident
+  // piece (its image is enqueued now), unused for streamed ones, whose slots lie at
   // ring + slot_offset. Fetching ahead starts at once.
-  void load(const Plan& plan, const PlanRequest& request, std::vector<const void*> images,
+  void load(const Plan& plan, const PlanRequest& request, std::vector<HostImage> images,
             std::vector<void*> targets, void* ring);
   // Waits for all copies; forgets the plan. Safe to call twice.
   void stop();
@@ -89,7 +101,7 @@ class Engine {
   void end_step(Device::Stream compute);
 
   // Brings bytes that belong to no piece to the device, before the next step uses them.
-  void copy_fixed(void* target, const void* host, int64_t bytes);
+  void copy_fixed(void* target, HostImage image, int64_t bytes);
 
   // The host image of a piece changed between steps: its device bytes are copied again before the
   // next step uses them.
@@ -103,7 +115,7 @@ class Engine {
   // The host's share of the last measured step. Does not wait.
   HostTimes host_times() const;
   // Bytes per second of copying `bytes` from `host` to the ring, alone on the link. Blocks.
-  double measure_link(const void* host, void* target, int64_t bytes, int repeats);
+  double measure_link(HostImage image, void* target, int64_t bytes, int repeats);
   const Counters& counters();
   // The piece that was acquired and not yet released; -1: none.
   int32_t live() const { return schedule_ ? schedule_->live() : -1; }
@@ -117,6 +129,7 @@ class Engine {
   };
   struct Track {
     Device::Event ready, done;
+    int64_t fetch = 0;    // its number on the thread that issues it
     CopyTimes copies[2];  // two, because the next step's fetch begins in this step
     int newest_copy = 0;
     bool is_timed = false;      // copies[newest_copy] times the bytes that lie in the slot now
@@ -133,6 +146,8 @@ class Engine {
   void perform(Device::Stream compute);
   void record_time(Device::Event event, Device::Stream stream);
   void enqueue_fetch(const Action& action, Device::Stream stream);
+  int64_t enqueue(const Fetch& fetch);
+  void wait_for(Device::Event event, int64_t fetch, Device::Stream compute);
   static std::array<Device::Event*, 9> events_of(Track& track);
   void make_track(Track& track);
   void destroy_events();
@@ -145,6 +160,7 @@ class Engine {
   Device::Event measured_begin_, measured_end_;  // of the last measured one
   Device::Event step_end_, residents_ready_;
   bool residents_pending_ = false;
+  int64_t residents_fetch_ = 0;  // number of the last one
   bool stepped_ = false;
   bool in_step_ = false;
   bool measures_ = true;
@@ -156,11 +172,13 @@ class Engine {
   double host_seconds_ = 0.0, own_seconds_ = 0.0, measuring_seconds_ = 0.0;
 
   Plan plan_;
-  std::vector<const void*> images_;
+  std::vector<HostImage> images_;
   std::vector<void*> targets_;
   std::vector<Track> tracks_;  // per piece; events only for streamed ones
   std::unique_ptr<Schedule> schedule_;
-  std::vector<Action> actions_;  // reused: nothing is allocated per step
+  std::unique_ptr<FetchThread> fetch_thread_;  // only where images are pageable
+  std::vector<Device::Event> outrun_;          // the next fetch's stream waits for them
+  std::vector<Action> actions_;                // reused: nothing is allocated per step
   Counters counters_;
 };
 

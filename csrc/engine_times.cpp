@@ -57,20 +57,26 @@ HostTimes Engine::host_times() const {
   return times;
 }
 
-double Engine::measure_link(const void* host, void* target, int64_t bytes, int repeats) {
-  const Device::Stream stream = copy_streams_[0];
+double Engine::measure_link(HostImage image, void* target, int64_t bytes, int repeats) {
+  Fetch fetch;
+  fetch.stream = copy_streams_[0];
+  fetch.target = target;
+  fetch.host = image.address;
+  fetch.bytes = bytes;
+  fetch.is_pinned = image.is_pinned;
   const Device::Event begin = device_->make_event(Device::EventKind::kTimed);
   const Device::Event end = device_->make_event(Device::EventKind::kTimed);
+  fetch.ready = begin;
+  int64_t last = 0;
   // The first copies are slow on every driver, and an idle link needs some to wake up.
-  for (int i = 0; i < repeats; ++i) {
-    device_->enqueue_copy(stream, target, host, bytes);
+  for (int i = 0; i < 2 * repeats; ++i) {
+    fetch.ready = i < repeats ? begin : end;
+    last = enqueue(fetch);
   }
-  device_->record(begin, stream);
-  for (int i = 0; i < repeats; ++i) {
-    device_->enqueue_copy(stream, target, host, bytes);
+  if (fetch_thread_) {
+    fetch_thread_->wait_issued(last);
   }
-  device_->record(end, stream);
-  device_->synchronize(stream);
+  device_->synchronize(fetch.stream);
   const double seconds = device_->seconds_between(begin, end);
   device_->destroy_event(begin);
   device_->destroy_event(end);

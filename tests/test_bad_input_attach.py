@@ -69,7 +69,8 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[BlockswapError], str]] = [
     ({"device": "gpu0"}, ConfigError, r"device='gpu0' is not a device"),
     ({"device": "meta"}, ConfigError, r"device='meta' holds no values"),
     ({"reserve": "1GiB"}, UnsupportedError, r"reserve is not supported yet; leave it out"),
-    ({"host_memory": "1GiB"}, UnsupportedError, r"host_memory is not supported yet"),
+    ({"host_memory": "512KiB"}, ConfigError, r"host_memory='512KiB' is too little for the ring"),
+    ({"host_memory": 0}, ConfigError, r"host_memory=0 is no memory at all"),
     ({"donors": "cuda:1,8GiB"}, UnsupportedError, r"donors is not supported yet"),
     ({"compress": "f3"}, UnsupportedError, r"compress='f3' is not supported yet; use"),
 ]

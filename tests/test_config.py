@@ -156,7 +156,6 @@ def test_more_blocks_than_the_model_has_are_refused_with_both_numbers():
     [
         ("reserve", "1GiB"),
         ("reserve", 0),
-        ("host_memory", 0),
         ("donors", "cuda:1,8GiB;cpu,*"),
         ("compress", "auto"),
         ("compress", "f3"),

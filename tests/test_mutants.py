@@ -18,10 +18,13 @@ POOL = (
     "error os device/heap device/stream_clock device/caching_pool device/caching_pool_growth "
     "device/host_pages device/segment_pages device/cpu"
 )
+BOUNCE = "fetch_thread bounce_ring copy_team pinner host_arena arena_fill os"
 # What tests/cpp/<part>_test.cpp links.
 PARTS = {
     "engine": "error host_pace plan cut slots search climb cycle cycle_replay simulate validate "
-    "explain schedule engine engine_times",
+    "explain schedule engine engine_fetch engine_times " + BOUNCE,
+    "engine_bounce": "error host_pace plan cut slots search climb cycle cycle_replay simulate "
+    "validate explain schedule engine engine_fetch engine_times " + BOUNCE,
     "heap": HEAP,
     "heap_model": HEAP,
     "caching_pool": POOL,
@@ -42,11 +45,11 @@ class Mutant:
 
 
 MUTANTS = [
-    Mutant("no ready wait", "engine.cpp", "device_->wait(compute, track.ready);", ";"),
+    Mutant("no ready wait", "engine_fetch.cpp", "device_->wait(compute, event);", ";"),
     Mutant(
         "no done wait",
-        "engine.cpp",
-        "device_->wait(stream, tracks_[static_cast<size_t>(action.overwritten)].done);",
+        "engine_fetch.cpp",
+        "fetch.overwritten = tracks_[static_cast<size_t>(action.overwritten)].done;",
         ";",
     ),
     Mutant(
@@ -75,10 +78,30 @@ MUTANTS = [
     ),
     Mutant(
         "no wait for a copy that nobody used",
-        "engine.cpp",
-        "device_->wait(plan_.copy_on_compute ? compute : copy_streams_[next_copy_stream_],\n"
-        "                      track.ready);",
+        "engine_fetch.cpp",
+        "fetch.outrun.swap(outrun_);",
+        "outrun_.clear();",
+    ),
+    Mutant(
+        "a bounce slot is filled before its copy has left it",
+        "bounce_ring.cpp",
+        "device_->synchronize(left);",
         ";",
+        "engine_bounce",
+    ),
+    Mutant(
+        "compute waits for a fetch that is not issued yet",
+        "engine_fetch.cpp",
+        "fetch_thread_->wait_issued(fetch);",
+        ";",
+        "engine_bounce",
+    ),
+    Mutant(
+        "pageable images are copied directly",
+        "engine_fetch.cpp",
+        "fetch.is_pinned = images_[index].is_pinned;",
+        ";",
+        "engine_bounce",
     ),
     Mutant(
         "two streams' free blocks merge",

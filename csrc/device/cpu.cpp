@@ -45,6 +45,7 @@ class CpuDevice final : public Device {
     return times_.at(static_cast<uint64_t>(end)) - times_.at(static_cast<uint64_t>(begin));
   }
   void synchronize(Stream) override {}
+  void synchronize(Event) override {}
 
   void enqueue_copy(Stream, void* target, const void* host, int64_t bytes) override {
     std::memcpy(target, host, static_cast<size_t>(bytes));

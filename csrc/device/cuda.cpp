@@ -99,6 +99,9 @@ class GpuDevice final : public Device {
     DeviceGuard guard(index_);
     check_cuda(cudaStreamSynchronize(stream_of(stream)), "cudaStreamSynchronize");
   }
+  void synchronize(Event event) override {
+    check_cuda(cudaEventSynchronize(event_of(event)), "cudaEventSynchronize");
+  }
 
   void enqueue_copy(Stream stream, void* target, const void* host, int64_t bytes) override {
     DeviceGuard guard(index_);

@@ -45,6 +45,7 @@ class Device {
   virtual double seconds_between(Event begin, Event end) = 0;
 
   virtual void synchronize(Stream stream) = 0;
+  virtual void synchronize(Event event) = 0;
 
   virtual void enqueue_copy(Stream stream, void* target, const void* host, int64_t bytes) = 0;
   virtual void enqueue_fill(Stream stream, void* target, uint8_t value, int64_t bytes) = 0;

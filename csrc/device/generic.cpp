@@ -66,6 +66,11 @@ class GenericDevice final : public Device {
   }
 
   void synchronize(Stream stream) override { guard_.synchronizeStream(unpack(stream)); }
+  void synchronize(Event event) override {
+    if (handle_of(event)->event != nullptr) {
+      guard_.synchronizeEvent(handle_of(event)->event);
+    }
+  }
 
   void enqueue_copy(Stream stream, void* target, const void* host, int64_t bytes) override {
     c10::StreamGuard guard(unpack(stream));

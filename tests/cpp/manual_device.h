@@ -93,6 +93,11 @@ class ManualDevice final : public Device {
     ++num_synchronized_;
     reach(knows_[index(stream)]);
   }
+  void synchronize(Event event) override {
+    may_fail("synchronize");
+    ++num_synchronized_;
+    reach(clock(event));
+  }
   void enqueue_copy(Stream, void*, const void*, int64_t) override {}
   void enqueue_fill(Stream, void*, uint8_t, int64_t) override {}
   bool pin(void*, int64_t) override { return true; }

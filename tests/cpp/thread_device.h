@@ -11,6 +11,8 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <iterator>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -18,6 +20,7 @@
 #include <vector>
 
 #include "../../csrc/device/device.h"
+#include "../../csrc/error.h"
 
 namespace blockswap::test {
 
@@ -121,7 +124,16 @@ class ThreadDevice final : public Device {
   bool is_idle(Stream stream) override { return worker(stream).is_idle(); }
   double seconds_between(Event, Event) override { return 1e-3; }
   void synchronize(Stream stream) override { worker(stream).drain(); }
+  void synchronize(Event event) override {
+    Mark* m = mark(event);
+    std::unique_lock lock(m->mutex);
+    m->changed.wait(lock, [&] { return m->done >= m->recorded; });
+  }
   void enqueue_copy(Stream stream, void* target, const void* host, int64_t bytes) override {
+    if (--copies_until_failure == 0) {
+      throw DeviceError("the copy failed");
+    }
+    unpinned_copies += !is_pinned(host);
     const int delay = jitter() + (bytes >= slow_copy_bytes ? 2000 : 0);
     worker(stream).push([=] {
       std::this_thread::sleep_for(std::chrono::microseconds(delay));
@@ -131,8 +143,18 @@ class ThreadDevice final : public Device {
   void enqueue_fill(Stream stream, void* target, uint8_t value, int64_t bytes) override {
     worker(stream).push([=] { std::memset(target, value, static_cast<size_t>(bytes)); });
   }
-  bool pin(void*, int64_t) override { return true; }
-  void unpin(void*) noexcept override {}
+  bool pin(void* host, int64_t bytes) override {
+    if (bytes > most_pinned_bytes) {
+      return false;
+    }
+    std::lock_guard lock(mutex_);
+    pinned_[reinterpret_cast<uint64_t>(host)] = bytes;
+    return true;
+  }
+  void unpin(void* host) noexcept override {
+    std::lock_guard lock(mutex_);
+    pinned_.erase(reinterpret_cast<uint64_t>(host));
+  }
 
   // A kernel: reads every byte of the range, slowly, and counts those that are not `expected`.
   void enqueue_kernel(Stream stream, const uint8_t* range, int64_t bytes, uint8_t expected,
@@ -147,13 +169,36 @@ class ThreadDevice final : public Device {
       }
     });
   }
-  int64_t slow_copy_bytes = INT64_MAX;  // copies of this size or larger take 2 ms
+  // The stream stands still until then.
+  void hold(Stream stream, const std::atomic<bool>& goes_on) {
+    worker(stream).push([&goes_on] {
+      while (!goes_on) {
+        std::this_thread::yield();
+      }
+    });
+  }
+  std::atomic<int64_t> slow_copy_bytes{INT64_MAX};  // copies of this size or larger take 2 ms
+  int64_t most_pinned_bytes = INT64_MAX;            // in one registration
+  std::atomic<int64_t> copies_until_failure{0};
+  std::atomic<int64_t> unpinned_copies{0};  // copies from memory that was never registered
 
-  int jitter() { return static_cast<int>(random_() % 60); }
+  int jitter() {
+    std::lock_guard lock(mutex_);
+    return static_cast<int>(random_() % 60);
+  }
 
  private:
   static Mark* mark(Event event) { return reinterpret_cast<Mark*>(event); }
   Worker& worker(Stream stream) { return *workers_[static_cast<size_t>(stream)]; }
+  bool is_pinned(const void* host) {
+    const auto address = reinterpret_cast<uint64_t>(host);
+    std::lock_guard lock(mutex_);
+    const auto after = pinned_.upper_bound(address);
+    return after != pinned_.begin() &&
+           address < std::prev(after)->first + static_cast<uint64_t>(std::prev(after)->second);
+  }
+  std::mutex mutex_;  // guards what follows, but not workers_
+  std::map<uint64_t, int64_t> pinned_;
   std::vector<std::unique_ptr<Worker>> workers_;
   std::mt19937 random_{1};
 };

@@ -1,0 +1,103 @@
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../../csrc/engine.h"
+#include "../../csrc/pinner.h"
+#include "check.h"
+#include "thread_device.h"
+
+namespace blockswap::test {
+
+// A model of `sizes` pieces with the given residents, a ring, and images full of their own number.
+struct Fixture {
+  // `bounce_bytes`: the images are pageable and pass through such a ring; 0: pinned.
+  Fixture(std::vector<int64_t> sizes, std::vector<bool> resident, int64_t ring_bytes, bool check,
+          int streams = 1, int lookahead = -1, int64_t bounce_bytes = 0)
+      : device(std::make_shared<ThreadDevice>()),
+        compute(device->make_stream()),
+        engine(device, EngineOptions{streams, check, 0.0, 0.0}),
+        ring(ring_bytes) {
+    request.lookahead = lookahead;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      request.leaves.push_back(
+          {std::to_string(i), sizes[i], 1e-3, 0.0, 0.0, static_cast<int32_t>(i)});
+      request.blocks.push_back({std::to_string(i), "blocks"});
+      Piece piece;
+      piece.first_leaf = static_cast<int32_t>(i);
+      piece.end_leaf = piece.first_leaf + 1;
+      piece.bytes = sizes[i];
+      piece.seconds = 1e-3;
+      piece.resident = resident[i];
+      plan.pieces.push_back(piece);
+      images.emplace_back(static_cast<size_t>(sizes[i]), static_cast<uint8_t>(i + 1));
+      targets.emplace_back(resident[i] ? static_cast<size_t>(sizes[i]) : 0);
+    }
+    request.link.bytes_per_second = 1e9;
+    plan.ring_bytes = ring_bytes;
+    assign_slots(plan, request);
+    if (bounce_bytes > 0) {
+      const auto pinner = std::make_shared<Pinner>(device, Pinner::kNoLimit);
+      engine.bounce(BounceRing::make(device, pinner->calls(), bounce_bytes));
+    } else {
+      for (const std::vector<uint8_t>& image : images) {
+        device->pin(const_cast<uint8_t*>(image.data()), static_cast<int64_t>(image.size()));
+      }
+    }
+    load();
+  }
+  ~Fixture() {
+    device->synchronize(compute);
+    engine.stop();
+  }
+  void load() {
+    std::vector<HostImage> from;
+    std::vector<void*> to;
+    for (size_t i = 0; i < images.size(); ++i) {
+      from.push_back({images[i].data(), engine.bounce_bytes() == 0});
+      to.push_back(targets[i].data());
+    }
+    engine.load(plan, request, from, to, ring.data());
+  }
+  void run(int32_t piece) {
+    const auto i = static_cast<size_t>(piece);
+    if (!plan.pieces[i].resident) {
+      engine.acquire(piece, compute);
+    }
+    const uint8_t* range =
+        plan.pieces[i].resident ? targets[i].data() : ring.data() + plan.pieces[i].slot_offset;
+    device->enqueue_kernel(compute, range, plan.pieces[i].bytes, images[i][0], wrong);
+    if (!plan.pieces[i].resident) {
+      engine.release(piece, compute);
+    }
+  }
+  void step(const std::vector<int32_t>& order) {
+    engine.begin_step(compute);
+    for (const int32_t piece : order) {
+      run(piece);
+    }
+    engine.end_step(compute);
+  }
+  std::vector<int32_t> all() const {
+    std::vector<int32_t> order;
+    for (size_t i = 0; i < images.size(); ++i) {
+      order.push_back(static_cast<int32_t>(i));
+    }
+    return order;
+  }
+
+  std::shared_ptr<ThreadDevice> device;
+  Device::Stream compute;
+  Engine engine;
+  PlanRequest request;
+  Plan plan;
+  std::vector<std::vector<uint8_t>> images, targets;
+  std::vector<uint8_t> ring;
+  std::atomic<int> wrong{0};
+};
+
+}  // namespace blockswap::test
