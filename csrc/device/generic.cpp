@@ -24,7 +24,7 @@ class GenericDevice final : public Device {
     try {
       return c10::GetAllocator(device_.type())->raw_allocate(static_cast<size_t>(bytes));
     } catch (const c10::OutOfMemoryError& error) {
-      throw DeviceError(device_.str() + " has no " + format_bytes(bytes) +
+      throw OutOfMemory(device_.str() + " has no " + format_bytes(bytes) +
                         " in one range: " + error.what_without_backtrace());
     }
   }
@@ -66,6 +66,7 @@ class GenericDevice final : public Device {
   }
 
   void synchronize(Stream stream) override { guard_.synchronizeStream(unpack(stream)); }
+  void synchronize_all() override { guard_.synchronizeDevice(device_.index()); }
 
   void enqueue_copy(Stream stream, void* target, const void* host, int64_t bytes) override {
     c10::StreamGuard guard(unpack(stream));

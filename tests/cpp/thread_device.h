@@ -121,6 +121,9 @@ class ThreadDevice final : public Device {
   bool is_idle(Stream stream) override { return worker(stream).is_idle(); }
   double seconds_between(Event, Event) override { return 1e-3; }
   void synchronize(Stream stream) override { worker(stream).drain(); }
+  void synchronize_all() override {
+    for (const auto& worker : workers_) worker->drain();
+  }
   void enqueue_copy(Stream stream, void* target, const void* host, int64_t bytes) override {
     const int delay = jitter() + (bytes >= slow_copy_bytes ? 2000 : 0);
     worker(stream).push([=] {
