@@ -133,6 +133,10 @@ void bind_stats(py::module_& m) {
       .def_readonly("num_maps", &PoolStats::num_maps)
       .def_readonly("num_retries", &PoolStats::num_retries)
       .def_readonly("num_ooms", &PoolStats::num_ooms);
+  m.attr("PoolStats").attr("FIELDS") =
+      py::make_tuple("allocated_bytes", "pending_bytes", "reserved_bytes", "peak_allocated_bytes",
+                     "peak_reserved_bytes", "num_allocations", "num_frees", "num_splits",
+                     "num_maps", "num_retries", "num_ooms");
 }
 
 void bind_caching_pool(py::module_& m) {

@@ -176,6 +176,7 @@ int64_t CachingPool::give_back(int64_t at_least_bytes) {
 
 int64_t CachingPool::trim(int64_t keep_bytes) {
   std::lock_guard lock(mutex_);
+  free_pending_locked();  // counts as used until somebody looks
   const int64_t unused = reserved_bytes_locked() - small_.used_bytes() - large_.used_bytes();
   const int64_t given = give_back_locked(unused - keep_bytes);
   check_locked();
