@@ -50,6 +50,7 @@ LAYERS = {
     "binding": 4,
     "bindings": 4,
     "ops": 4,
+    "torch_allocator": 4,
     "watched": 4,
 }
 # No device, no torch, no clock: these include only each other and error; all but error and os may

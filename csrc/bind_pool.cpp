@@ -3,15 +3,16 @@
 #include <ATen/ops/from_blob.h>
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <utility>
 
 #include "bindings.h"
 #include "device/caching_pool.h"
-#include "device/pluggable.h"
 #include "error.h"
 #include "os.h"
+#include "torch_allocator.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -45,20 +46,39 @@ std::optional<LoosePages> make_loose_gpu_pages([[maybe_unused]] int index,
 
 void* pointer_to(uint64_t address) { return reinterpret_cast<void*>(address); }
 
-// Called on any thread, without the pool's mutex.
-CachingPool::Pressure pressure_of(py::object callback) {
-  if (callback.is_none()) {
-    return {};
-  }
-  const std::shared_ptr<py::object> shared(new py::object(std::move(callback)),
-                                           [](py::object* object) {
-                                             py::gil_scoped_acquire gil;
-                                             delete object;
-                                           });
+constexpr const char* kCallback = "_on_pressure";
+
+// Python's handle of the pool owns the callback, and the pool knows only the handle, weakly: so
+// Python's collector sees a callback that names its pool. Called on any thread, without the pool's
+// mutex; a pool whose handle is gone has nobody to ask.
+CachingPool::Pressure pressure_through(const py::object& handle) {
+  const std::shared_ptr<py::weakref> shared(new py::weakref(handle), [](py::weakref* weak) {
+    py::gil_scoped_acquire gil;
+    delete weak;
+  });
   return [shared](int64_t bytes) {
     py::gil_scoped_acquire gil;
-    return py::cast<bool>((*shared)(bytes));
+    const py::object pool = (*shared)();
+    return !pool.is_none() && py::cast<bool>(pool.attr(kCallback)(bytes));
   };
+}
+
+void set_on_pressure(const py::object& handle, const py::object& callback) {
+  auto& pool = py::cast<CachingPool&>(handle);
+  if (is_pluggable(pool)) {
+    throw UseError(
+        "a pool that serves PyTorch asks no Python callback: PyTorch holds its allocator's lock, "
+        "and "
+        "a thread that holds Python's may wait for that");
+  }
+  CachingPool::Pressure pressure;
+  if (!callback.is_none()) {
+    pressure = pressure_through(handle);
+  }
+  const py::object old = py::getattr(handle, kCallback, py::none());  // dies after all this
+  handle.attr(kCallback) = callback;
+  py::gil_scoped_release no_gil;
+  pool.set_on_pressure(std::move(pressure));
 }
 
 // The names are those of torch.cuda.memory._snapshot(), which torch's memory visualiser reads.
@@ -113,10 +133,14 @@ void bind_stats(py::module_& m) {
       .def_readonly("num_maps", &PoolStats::num_maps)
       .def_readonly("num_retries", &PoolStats::num_retries)
       .def_readonly("num_ooms", &PoolStats::num_ooms);
+  m.attr("PoolStats").attr("FIELDS") =
+      py::make_tuple("allocated_bytes", "pending_bytes", "reserved_bytes", "peak_allocated_bytes",
+                     "peak_reserved_bytes", "num_allocations", "num_frees", "num_splits",
+                     "num_maps", "num_retries", "num_ooms");
 }
 
 void bind_caching_pool(py::module_& m) {
-  py::class_<CachingPool, std::shared_ptr<CachingPool>>(m, "CachingPool")
+  py::class_<CachingPool, std::shared_ptr<CachingPool>>(m, "CachingPool", py::dynamic_attr())
       .def(py::init([](std::shared_ptr<Device> device, LoosePages& pages, int64_t limit_bytes,
                        bool check) {
              return std::make_shared<CachingPool>(std::move(device), pages.take(), limit_bytes,
@@ -144,18 +168,54 @@ void bind_caching_pool(py::module_& m) {
       .def("give_back", &CachingPool::give_back, "at_least_bytes"_a, NoGil())
       .def("trim", &CachingPool::trim, "keep_bytes"_a = 0, NoGil())
       .def("set_limit", &CachingPool::set_limit, "bytes"_a, NoGil())
-      .def(
-          "set_on_pressure",
-          [](CachingPool& pool, py::object callback) {
-            CachingPool::Pressure pressure = pressure_of(std::move(callback));
-            py::gil_scoped_release no_gil;
-            pool.set_on_pressure(std::move(pressure));
-          },
-          "callback"_a, "Called with bytes before memory is out; true: try again. None: no one.")
+      .def("set_on_pressure", &set_on_pressure, "callback"_a,
+           "Called with bytes before memory is out; true: try again. None: no one.")
       .def("stats", &CachingPool::stats, NoGil())
       .def("reset_peaks", &CachingPool::reset_peaks, NoGil())
       .def("snapshot", &snapshot_as_torch_shows_it, "device"_a = 0,
            "What torch.cuda.memory._snapshot() would say of this pool.");
+}
+
+TorchStream torch_stream(uint64_t stream) { return reinterpret_cast<TorchStream>(stream); }
+
+void bind_torch_allocator(py::module_& m) {
+  m.def("pluggable_pool", &pluggable_pool, "device"_a, NoGil());
+  m.def("set_pluggable_pool", &set_pluggable_pool, "device"_a, "pool"_a, NoGil());
+  m.def("install_torch_allocator", &install_torch_allocator);
+  m.def(
+      "mem_pool_functions",
+      [] {
+        return py::make_tuple(reinterpret_cast<uint64_t>(&mem_pool_alloc),
+                              reinterpret_cast<uint64_t>(&mem_pool_free));
+      },
+      "What torch._C._cuda_customAllocator asks for, for a MemPool.");
+
+  // What PyTorch calls, with its translation of errors.
+  m.def("torch_alloc",
+        torch::wrap_pybind_function_no_gil([](uint64_t bytes, int device, uint64_t stream) {
+          return reinterpret_cast<uint64_t>(torch_alloc(bytes, device, torch_stream(stream)));
+        }));
+  m.def("torch_free", torch::wrap_pybind_function_no_gil(
+                          [](uint64_t address, uint64_t bytes, int device, uint64_t stream) {
+                            torch_free(pointer_to(address), bytes, device, torch_stream(stream));
+                          }));
+  m.def("torch_record_stream",
+        torch::wrap_pybind_function_no_gil([](uint64_t address, uint64_t stream) {
+          torch_record_stream(pointer_to(address), torch_stream(stream));
+        }));
+  m.def("torch_empty_cache", torch::wrap_pybind_function_no_gil([] { torch_empty_cache(); }));
+  m.def("torch_set_memory_fraction",
+        torch::wrap_pybind_function_no_gil(
+            [](double fraction, int device) { torch_set_memory_fraction(fraction, device); }));
+  m.def("torch_refuse_graphs", torch::wrap_pybind_function_no_gil([] { torch_refuse_graphs(); }));
+  m.def("mem_pool_alloc",
+        torch::wrap_pybind_function_no_gil([](uint64_t bytes, int device, uint64_t stream) {
+          return reinterpret_cast<uint64_t>(mem_pool_alloc(bytes, device, torch_stream(stream)));
+        }));
+  m.def("mem_pool_free", torch::wrap_pybind_function_no_gil([](uint64_t address, uint64_t bytes,
+                                                               int device, uint64_t stream) {
+          mem_pool_free(pointer_to(address), bytes, device, torch_stream(stream));
+        }));
 }
 
 }  // namespace
@@ -189,16 +249,7 @@ void bind_pool(py::module_& m) {
       },
       "address"_a, "bytes"_a, "device"_a, "A tensor of bytes that borrows the memory.");
 
-  m.def("pluggable_pool", &pluggable_pool, "device"_a, NoGil());
-  m.def("set_pluggable_pool", &set_pluggable_pool, "device"_a, "pool"_a, NoGil());
-  m.def("take_pluggable_error", &take_pluggable_error);
-  m.def(
-      "pluggable_functions",
-      [] {
-        return py::make_tuple(reinterpret_cast<uint64_t>(&blockswap_alloc),
-                              reinterpret_cast<uint64_t>(&blockswap_free));
-      },
-      "What torch._C._cuda_customAllocator asks for.");
+  bind_torch_allocator(m);
 }
 
 }  // namespace blockswap

@@ -26,6 +26,19 @@ class DeviceError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// There is no memory for what was asked for: the text has the numbers and the way out. To PyTorch it
+// becomes torch.OutOfMemoryError, everywhere else DeviceError.
+class OutOfMemory : public DeviceError {
+ public:
+  using DeviceError::DeviceError;
+};
+
+// The stream was destroyed by its owner. Becomes blockswap.errors.DeviceError.
+class DeadStream : public DeviceError {
+ public:
+  using DeviceError::DeviceError;
+};
+
 // The engine was used in a way that would give wrong values (two forwards at once, a piece that
 // does not exist). Becomes blockswap.errors.UseError.
 class UseError : public std::logic_error {

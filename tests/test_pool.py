@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
+import gc
+import weakref
 
 import pytest
 from torch.cuda import _memory_viz
@@ -46,19 +47,31 @@ def test_pressure_is_asked_in_python_and_may_free() -> None:
         return True
 
     pool.set_on_pressure(shed)
-    pool.free(pool.allocate(4 * MIB))
-    with pytest.raises(DeviceError, match="no 9.0 MiB .* the limit is 8.0 MiB"):
-        pool.allocate(9 * MIB)
+    kept = pool.allocate(4 * MIB)
+    with pytest.raises(DeviceError, match="no 5.0 MiB .* the limit is 8.0 MiB"):
+        pool.allocate(5 * MIB)
+    pool.free(kept)
     pool.set_on_pressure(None)
-    assert asked == [4 * MIB, 9 * MIB]
+    assert asked == [4 * MIB, 5 * MIB]
     assert (pool.stats().num_retries, pool.stats().num_ooms) == (2, 1)
+
+
+def test_a_callback_that_names_its_pool_dies_with_it() -> None:
+    pool = make_pool()
+    gone = weakref.ref(pool)
+    pool.set_on_pressure(lambda _, mine=pool: mine is None)
+    del pool
+    gc.collect()
+    assert gone() is None
 
 
 def test_an_error_in_the_callback_is_the_callers_and_the_pool_goes_on() -> None:
     pool = make_pool(limit_bytes=8 * MIB)
     pool.set_on_pressure(lambda _: 1 // 0)
+    kept = pool.allocate(8 * MIB)
     with pytest.raises(ZeroDivisionError):
-        pool.allocate(9 * MIB)
+        pool.allocate(MIB)
+    pool.free(kept)
     pool.free(pool.allocate(8 * MIB))
 
 
@@ -94,22 +107,3 @@ def test_segments_serve_a_device_without_pages() -> None:
     _C.tensor_over(address, 3 * MIB, "cpu").fill_(1)
     pool.free(address)
     assert pool.trim() == 20 * MIB
-
-
-def test_the_c_functions_serve_pytorch_from_a_pool_per_device() -> None:
-    pool = make_pool()
-    _C.set_pluggable_pool(7, pool)
-    library = ctypes.CDLL(_C.__file__)  # by name, as torch's CUDAPluggableAllocator finds them
-    alloc, free = library.blockswap_alloc, library.blockswap_free
-    assert _C.pluggable_functions() == tuple(
-        ctypes.cast(function, ctypes.c_void_p).value for function in (alloc, free)
-    )
-    alloc.restype = ctypes.c_void_p
-    alloc.argtypes = [ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p]
-    free.argtypes = [ctypes.c_void_p, *alloc.argtypes]
-    block = alloc(3 * MIB, 7, None)
-    assert pool.stats().allocated_bytes == 3 * MIB
-    free(block, 3 * MIB, 7, None)
-    assert alloc(65 * MIB, 7, None) is None
-    assert "no 65.0 MiB" in _C.take_pluggable_error()
-    _C.set_pluggable_pool(7, None)

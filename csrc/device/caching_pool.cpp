@@ -47,7 +47,7 @@ CachingPool::~CachingPool() {
       allocation.heap->free(allocation.block, 0);
     }
     give_back_locked(reserved_bytes_locked());
-  } catch (const DeviceError&) {
+  } catch (...) {
     return;  // a device that fails so is lost to this process, and its memory with it
   }
   for (Heap* heap : {&small_, &large_}) {
@@ -65,18 +65,13 @@ void* CachingPool::allocate(int64_t bytes, Device::Stream stream) {
   const int64_t rounded = round_up(bytes);
   std::unique_lock lock(mutex_);
   const Heap::Owner owner = owner_of_locked(stream);
+  if (rounded > std::min(limit_bytes_, pages_->total_bytes())) {
+    refusal_.clear();
+    report_full_locked(rounded);  // whatever is freed or given back first: nothing would help
+  }
   Heap::Block* block = try_allocate_locked(rounded, owner);
-  while (block == nullptr && on_pressure_) {
-    ++stats_.num_retries;
-    Pressure ask = on_pressure_;
-    lock.unlock();  // it frees into this pool
-    const bool freed = ask(rounded);
-    ask = nullptr;  // perhaps the last one: its end may need Python's lock, so not under ours
-    lock.lock();
-    if (!freed) {
-      break;
-    }
-    block = try_allocate_locked(rounded, owner);
+  if (block == nullptr) {
+    block = ask_for_locked(lock, rounded, owner);
   }
   if (block == nullptr) {
     synchronize_locked();
@@ -114,6 +109,16 @@ void CachingPool::free(void* address, Device::Stream stream) {
     stats_.pending_bytes += block->bytes;
     pending_.push_back({allocation.heap, block, tick, std::move(uses)});
   }
+  allocations_.erase(block->address);
+  ++stats_.num_frees;
+  check_locked();
+}
+
+void CachingPool::free_sync(void* address) {
+  device_->synchronize_all();  // without the mutex: it may take long
+  std::lock_guard lock(mutex_);
+  const auto found = find_locked(address);
+  found->second.heap->free(found->second.block, 0);
   allocations_.erase(found);
   ++stats_.num_frees;
   check_locked();
@@ -122,6 +127,15 @@ void CachingPool::free(void* address, Device::Stream stream) {
 void CachingPool::record_use(void* address, Device::Stream stream) {
   std::lock_guard lock(mutex_);
   add_user_locked(find_locked(address)->second, stream);
+}
+
+bool CachingPool::try_record_use(void* address, Device::Stream stream) {
+  std::lock_guard lock(mutex_);
+  const auto found = allocations_.find(reinterpret_cast<uint64_t>(address));
+  if (found != allocations_.end()) {
+    add_user_locked(found->second, stream);
+  }
+  return found != allocations_.end();
 }
 
 void CachingPool::add_user_locked(Allocation& allocation, Device::Stream stream) {
@@ -162,6 +176,7 @@ int64_t CachingPool::give_back(int64_t at_least_bytes) {
 
 int64_t CachingPool::trim(int64_t keep_bytes) {
   std::lock_guard lock(mutex_);
+  free_pending_locked();  // counts as used until somebody looks
   const int64_t unused = reserved_bytes_locked() - small_.used_bytes() - large_.used_bytes();
   const int64_t given = give_back_locked(unused - keep_bytes);
   check_locked();
@@ -237,9 +252,11 @@ void CachingPool::report_full_locked(int64_t bytes) {
   const int64_t reserved = reserved_bytes_locked();
   std::string text = "the pool has no " + format_bytes(bytes) + " in one block: of " +
                      format_bytes(reserved) + " mapped, " + format_bytes(allocated) + " are in use";
+  const int64_t total = pages_->total_bytes();
   text += limit_bytes_ == kNoLimit ? "" : ", the limit is " + format_bytes(limit_bytes_);
+  text += bytes <= total ? "" : ", the device has " + format_bytes(total) + " in all";
   text += refusal_.empty() ? "" : "; " + refusal_;
-  throw DeviceError(text + ": free some of it, raise the limit, or use smaller inputs");
+  throw OutOfMemory(text + ": free some of it, raise the limit, or use smaller inputs");
 }
 
 void CachingPool::check_locked() const {

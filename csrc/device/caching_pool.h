@@ -50,13 +50,15 @@ struct PoolSegment {
 // be had at once on its own stream; on another one when its last use is over, or when that stream
 // was made to wait for it on the device, which happens only where memory is short otherwise. The
 // host waits for the device only right before it would report that there is no memory.
-// Streams outlive the pool, and none may be capturing a graph during a call.
+// A stream may be destroyed before its blocks: what it did is then waited for on the host. None may
+// be capturing a graph during a call.
 //
 // Pages are mapped by need and stay until give_back() or trim(), or until the limit asks for them
 // elsewhere. Blocks of up to 1 MiB lie apart from larger ones, so that they do not split them.
 //
 // Thread-safe: one mutex, taken after every lock of the caller's (engine, PyTorch's allocator, GIL)
-// and held through the calls into the device. on_pressure is called without it.
+// and held through the calls into the device. on_pressure is called without it, but with whatever
+// lock allocate()'s caller holds: where that may be PyTorch's, it must not wait for Python's.
 //
 // Invariant: allocated + pending <= reserved <= limit. A call that throws has changed nothing that
 // callers can see.
@@ -65,8 +67,10 @@ class CachingPool {
   static constexpr int64_t kSmallBytes = int64_t{1} << 20;
   static constexpr int64_t kNoLimit = INT64_MAX;
 
-  // Asked for bytes before memory is reported to be out. True: some were freed or given back, try
-  // again; false: there are none. May free, not allocate.
+  // Asked for bytes before memory is reported to be out, by several threads at once perhaps, and
+  // only for what the limit and the device could hold. True: try again. After a try in vain it is
+  // asked again only if this pool holds less than before, in use or mapped: what is freed
+  // elsewhere is tried once. What it allocates from any pool itself asks nobody.
   using Pressure = std::function<bool(int64_t bytes)>;
 
   // `check`: the heaps check themselves after each action.
@@ -78,12 +82,16 @@ class CachingPool {
   CachingPool& operator=(const CachingPool&) = delete;
 
   // At least `bytes` from a multiple of 512 (of 256 where the device aligns no better). Throws
-  // DeviceError with the numbers when they cannot be had.
+  // OutOfMemory with the numbers when they cannot be had.
   void* allocate(int64_t bytes, Device::Stream stream);
   // `stream` has used the block so far. Throws UseError for what is no block in use.
   void free(void* address, Device::Stream stream);
+  // The same once the device has done all its work: for blocks whose users nobody knows. Waits.
+  void free_sync(void* address);
   // `stream` uses the block, too, until it is freed.
   void record_use(void* address, Device::Stream stream);
+  // The same; false for what is no block in use.
+  bool try_record_use(void* address, Device::Stream stream);
 
   // Unmaps whole pages that are free and whose last use is over, until that many bytes are given
   // back or none are left. Never waits. Returns the bytes given back.
@@ -94,6 +102,8 @@ class CachingPool {
   // A lower limit gives back what can be given back now; allocations are held to it at once.
   void set_limit(int64_t bytes);
   void set_on_pressure(Pressure pressure);
+  // The device's memory; INT64_MAX where it is not known.
+  int64_t total_bytes() const { return pages_->total_bytes(); }
 
   PoolStats stats() const;
   // Both peaks start anew from what is allocated and reserved now.
@@ -124,6 +134,7 @@ class CachingPool {
   Allocations::iterator find_locked(void* address);
   void add_user_locked(Allocation& allocation, Device::Stream stream);
 
+  Heap::Block* ask_for_locked(std::unique_lock<std::mutex>& lock, int64_t bytes, Heap::Owner owner);
   Heap::Block* try_allocate_locked(int64_t bytes, Heap::Owner owner);
   Heap::Block* grow_locked(Heap& heap, int64_t bytes, Heap::Owner owner);
   int64_t try_grow_locked(Heap& heap, int64_t bytes, Heap::Owner owner);

@@ -11,6 +11,46 @@
 #include "caching_pool.h"
 
 namespace blockswap {
+namespace {
+
+constexpr int64_t kNoAddresses = -1;
+
+thread_local bool is_asking = false;  // on_pressure runs on this thread
+
+struct AskingGuard {
+  AskingGuard() { is_asking = true; }
+  ~AskingGuard() { is_asking = false; }
+};
+
+}  // namespace
+
+Heap::Block* CachingPool::ask_for_locked(std::unique_lock<std::mutex>& lock, int64_t bytes,
+                                         Heap::Owner owner) {
+  Heap::Block* block = nullptr;
+  int64_t least_bytes = INT64_MAX;
+  while (block == nullptr && on_pressure_ && !is_asking) {
+    const int64_t held_bytes = allocated_bytes_locked() + reserved_bytes_locked();
+    if (held_bytes >= least_bytes) {
+      break;  // it promised, and nothing came
+    }
+    least_bytes = held_bytes;
+    ++stats_.num_retries;
+    Pressure ask = on_pressure_;
+    lock.unlock();  // it frees into this pool
+    bool again = false;
+    {
+      const AskingGuard guard;
+      again = ask(bytes);
+      ask = nullptr;  // perhaps the last one: its end may need Python's lock, so not under ours
+    }
+    lock.lock();
+    if (!again) {
+      break;
+    }
+    block = try_allocate_locked(bytes, owner);
+  }
+  return block;
+}
 
 Heap::Block* CachingPool::try_allocate_locked(int64_t bytes, Heap::Owner owner) {
   Heap& heap = heap_for(bytes);
@@ -97,7 +137,7 @@ Heap::Block* CachingPool::grow_locked(Heap& heap, int64_t bytes, Heap::Owner own
       return heap.allocate(bytes, owner);
     }
     // What is given back may be the free block beside the hole that was found: look anew.
-    if (give_back_locked(missing_bytes) == 0) {
+    if (missing_bytes == kNoAddresses || give_back_locked(missing_bytes) == 0) {
       return nullptr;
     }
     // Another stream's block may be over since the last look, and fit.
@@ -107,12 +147,16 @@ Heap::Block* CachingPool::grow_locked(Heap& heap, int64_t bytes, Heap::Owner own
   }
 }
 
-// Maps what a block of `bytes` needs. Returns 0, or how many bytes stand in the way.
+// Maps what a block of `bytes` needs. Returns 0, how many bytes stand in the way, or kNoAddresses:
+// more of them come from no page.
 int64_t CachingPool::try_grow_locked(Heap& heap, int64_t bytes, Heap::Owner owner) {
   const int64_t page_bytes = pages_->granularity_bytes();
   const int64_t range_bytes = pages_->range_bytes(bytes);
   auto hole = heap.find_hole(bytes, owner, page_bytes);
-  if (!hole && pages_->is_sparse() && try_add_range_locked(heap, range_bytes)) {
+  if (!hole && pages_->is_sparse()) {
+    if (!try_add_range_locked(heap, range_bytes)) {
+      return kNoAddresses;
+    }
     hole = heap.find_hole(bytes, owner, page_bytes);
   }
   const int64_t map_bytes = hole ? hole->bytes : range_bytes;
@@ -131,7 +175,7 @@ bool CachingPool::try_add_range_locked(Heap& heap, int64_t bytes) {
   try {
     heap.add_range(pages_->reserve(bytes), bytes);
     return true;
-  } catch (const DeviceError& error) {
+  } catch (const OutOfMemory& error) {
     refusal_ = error.what();
     return false;
   }
@@ -140,7 +184,7 @@ bool CachingPool::try_add_range_locked(Heap& heap, int64_t bytes) {
 bool CachingPool::try_map_locked(Heap& heap, const Heap::Span& span, Heap::Owner owner) {
   try {
     pages_->map(span.address, span.bytes);
-  } catch (const DeviceError& error) {
+  } catch (const OutOfMemory& error) {
     refusal_ = error.what();
     return false;
   }

@@ -20,7 +20,7 @@ class CpuDevice final : public Device {
     const size_t rounded = (static_cast<size_t>(bytes) + kLine - 1) / kLine * kLine;
     void* address = std::aligned_alloc(kLine, rounded == 0 ? kLine : rounded);
     if (address == nullptr) {
-      throw DeviceError("the CPU has no " + format_bytes(bytes) + " free for residents and ring");
+      throw OutOfMemory("the CPU has no " + format_bytes(bytes) + " free for residents and ring");
     }
     return address;
   }
@@ -46,6 +46,7 @@ class CpuDevice final : public Device {
   }
   void synchronize(Stream) override {}
   void synchronize(Event) override {}
+  void synchronize_all() override {}
 
   void enqueue_copy(Stream, void* target, const void* host, int64_t bytes) override {
     std::memcpy(target, host, static_cast<size_t>(bytes));

@@ -24,6 +24,17 @@ bool is_ready(cudaError_t status, const char* call) {
   return true;
 }
 
+// Of a call on a stream. Nothing promises what the driver says of one that was destroyed; these two
+// are what it says.
+void check_stream(cudaError_t status, const char* call) {
+  if (status == cudaErrorInvalidResourceHandle || status == cudaErrorContextIsDestroyed) {
+    (void)cudaGetLastError();
+    throw DeadStream(std::string(call) + ": this stream was destroyed (" +
+                     cudaGetErrorString(status) + ")");
+  }
+  check_cuda(status, call);
+}
+
 // Every call that takes a stream sets the device: stream 0 is that of the current one.
 class GpuDevice final : public Device {
  public:
@@ -38,7 +49,7 @@ class GpuDevice final : public Device {
       size_t free_bytes = 0;
       size_t total_bytes = 0;
       (void)cudaMemGetInfo(&free_bytes, &total_bytes);
-      throw DeviceError("GPU " + std::to_string(index_) + " has no " + format_bytes(bytes) +
+      throw OutOfMemory("GPU " + std::to_string(index_) + " has no " + format_bytes(bytes) +
                         " in one range for residents and ring (" +
                         format_bytes(static_cast<int64_t>(free_bytes)) + " of " +
                         format_bytes(static_cast<int64_t>(total_bytes)) +
@@ -73,18 +84,22 @@ class GpuDevice final : public Device {
   void destroy_event(Event event) noexcept override { (void)cudaEventDestroy(event_of(event)); }
   void record(Event event, Stream stream) override {
     DeviceGuard guard(index_);
-    check_cuda(cudaEventRecord(event_of(event), stream_of(stream)), "cudaEventRecord");
+    check_stream(cudaEventRecord(event_of(event), stream_of(stream)), "cudaEventRecord");
   }
   void wait(Stream stream, Event event) override {
     DeviceGuard guard(index_);
-    check_cuda(cudaStreamWaitEvent(stream_of(stream), event_of(event), 0), "cudaStreamWaitEvent");
+    check_stream(cudaStreamWaitEvent(stream_of(stream), event_of(event), 0), "cudaStreamWaitEvent");
   }
   bool is_done(Event event) override {
     return is_ready(cudaEventQuery(event_of(event)), "cudaEventQuery");
   }
   bool is_idle(Stream stream) override {
     DeviceGuard guard(index_);
-    return is_ready(cudaStreamQuery(stream_of(stream)), "cudaStreamQuery");
+    const cudaError_t status = cudaStreamQuery(stream_of(stream));
+    if (status != cudaErrorNotReady) {
+      check_stream(status, "cudaStreamQuery");
+    }
+    return is_ready(status, "cudaStreamQuery");
   }
   double seconds_between(Event begin, Event end) override {
     float ms = 0.0F;
@@ -97,7 +112,11 @@ class GpuDevice final : public Device {
 
   void synchronize(Stream stream) override {
     DeviceGuard guard(index_);
-    check_cuda(cudaStreamSynchronize(stream_of(stream)), "cudaStreamSynchronize");
+    check_stream(cudaStreamSynchronize(stream_of(stream)), "cudaStreamSynchronize");
+  }
+  void synchronize_all() override {
+    DeviceGuard guard(index_);
+    check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   }
   void synchronize(Event event) override {
     check_cuda(cudaEventSynchronize(event_of(event)), "cudaEventSynchronize");

@@ -1,41 +1,14 @@
 // Pages through the virtual memory calls of CUDA's driver and, after hipify, of HIP. None of them
 // waits for running kernels, in contrast to cudaFree.
 
-#ifndef USE_ROCM
-#include <cuda.h>
-#endif
-#include <cuda_runtime.h>
-
 #include <algorithm>
+#include <vector>
 
 #include "cuda_guard.h"
 #include "pages.h"
 
-#ifdef USE_ROCM
-#define GPU_DRIVER(name) (&name)  // part of HIP's runtime
-#else
-#define GPU_DRIVER(name) entry_point<decltype(&name)>(#name)
-#endif
-
 namespace blockswap {
 namespace {
-
-#ifndef USE_ROCM
-// Asked for at run time: what links to the driver cannot be imported on a machine without one.
-template <typename Function>
-Function entry_point(const char* name) {
-  constexpr unsigned kVersion = 12000;  // the oldest CUDA that PyTorch comes with
-  void* address = nullptr;
-  cudaDriverEntryPointQueryResult found{};
-  check_cuda(cudaGetDriverEntryPointByVersion(name, &address, kVersion, cudaEnableDefault, &found),
-             name);
-  if (found != cudaDriverEntryPointSuccess) {
-    throw DeviceError(std::string("the GPU's driver has no ") + name +
-                      ": update it to one for CUDA 12 or later");
-  }
-  return reinterpret_cast<Function>(address);
-}
-#endif
 
 struct Driver {
   decltype(&cuMemGetAllocationGranularity) granularity = GPU_DRIVER(cuMemGetAllocationGranularity);
@@ -47,10 +20,6 @@ struct Driver {
   decltype(&cuMemSetAccess) set_access = GPU_DRIVER(cuMemSetAccess);
   decltype(&cuMemUnmap) unmap = GPU_DRIVER(cuMemUnmap);
 };
-
-void check_driver(CUresult status, const std::string& call) {
-  check_cuda(static_cast<cudaError_t>(status), call);
-}
 
 // An integer on CUDA, a pointer on HIP.
 CUdeviceptr pointer_to(uint64_t address) { return (CUdeviceptr)address; }
@@ -72,10 +41,12 @@ class GpuPages final : public Pages {
     while (page_bytes_ < page_bytes) {
       page_bytes_ *= 2;
     }
+    find_readers();
   }
 
   int64_t granularity_bytes() const override { return page_bytes_; }
   bool is_sparse() const override { return true; }
+  int64_t total_bytes() const override { return total_bytes_; }
   int64_t range_bytes(int64_t bytes) const override {
     constexpr int64_t kRangeFactor = 4;  // addresses per byte of memory
     const int64_t wanted = std::max(bytes, kRangeFactor * total_bytes_);
@@ -101,20 +72,21 @@ class GpuPages final : public Pages {
       for (; mapped < bytes; mapped += page_bytes_) {
         map_page(address + static_cast<uint64_t>(mapped));
       }
-      CUmemAccessDesc access{};
-      access.location = memory_kind().location;
-      access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-      check_driver(driver_.set_access(pointer_to(address), static_cast<size_t>(bytes), &access, 1),
+      check_driver(driver_.set_access(pointer_to(address), static_cast<size_t>(bytes),
+                                      readers_.data(), readers_.size()),
                    "cuMemSetAccess");
-    } catch (const DeviceError& error) {
+    } catch (const OutOfMemory& error) {
       unmap(address, mapped);
       size_t free_bytes = 0;
       size_t total_bytes = 0;
       (void)cudaMemGetInfo(&free_bytes, &total_bytes);
-      throw DeviceError("GPU " + std::to_string(index_) + " maps no " + format_bytes(bytes) +
+      throw OutOfMemory("GPU " + std::to_string(index_) + " maps no " + format_bytes(bytes) +
                         " more (" + format_bytes(static_cast<int64_t>(free_bytes)) + " of " +
                         format_bytes(static_cast<int64_t>(total_bytes)) +
                         " free): " + error.what());
+    } catch (...) {
+      unmap(address, mapped);
+      throw;
     }
   }
   void unmap(uint64_t address, int64_t bytes) noexcept override {
@@ -125,26 +97,38 @@ class GpuPages final : public Pages {
     }
   }
 
-  // Throws DeviceError where pages cannot be mapped.
-  void try_one() {
-    const uint64_t address = reserve(page_bytes_);
-    try {
-      map(address, page_bytes_);
-    } catch (const DeviceError&) {
-      release(address, page_bytes_);
-      throw;
-    }
-    unmap(address, page_bytes_);
-    release(address, page_bytes_);
-  }
-
  private:
+  static CUmemLocation location_of(int index) {
+    CUmemLocation location{};
+    location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+    location.id = index;
+    return location;
+  }
   CUmemAllocationProp memory_kind() const {
     CUmemAllocationProp kind{};
     kind.type = CU_MEM_ALLOCATION_TYPE_PINNED;
-    kind.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
-    kind.location.id = index_;
+    kind.location = location_of(index_);
     return kind;
+  }
+
+  // Who may read and write: this GPU and every other one that can. cudaDeviceEnablePeerAccess does
+  // not reach pages, and PyTorch tells no allocator of ours when it enables a pair. It costs some
+  // 0.1 ms per peer and map().
+  void find_readers() {
+    int num_devices = 0;
+    check_cuda(cudaGetDeviceCount(&num_devices), "cudaGetDeviceCount");
+    for (int device = 0; device < num_devices; ++device) {
+      int can = device == index_ ? 1 : 0;
+      if (can == 0) {
+        check_cuda(cudaDeviceCanAccessPeer(&can, device, index_), "cudaDeviceCanAccessPeer");
+      }
+      if (can != 0) {
+        CUmemAccessDesc access{};
+        access.location = location_of(device);
+        access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+        readers_.push_back(access);
+      }
+    }
   }
 
   void map_page(uint64_t address) {
@@ -162,19 +146,35 @@ class GpuPages final : public Pages {
   Driver driver_;
   int64_t page_bytes_ = 0;
   int64_t total_bytes_ = 0;
+  std::vector<CUmemAccessDesc> readers_;
 };
+
+bool can_map_pages([[maybe_unused]] int index) {
+#ifndef USE_ROCM
+  check_cuda(cudaFree(nullptr), "cudaFree");  // the driver's calls need it to be initialized
+  const auto get_device = GPU_DRIVER(cuDeviceGet);
+  const auto get_attribute = GPU_DRIVER(cuDeviceGetAttribute);
+  CUdevice device{};
+  int can = 0;
+  check_driver(get_device(&device, index), "cuDeviceGet");
+  check_driver(get_attribute(&can, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, device),
+               "cuDeviceGetAttribute");
+  return can != 0;
+#elif HIP_VERSION >= 60000000
+  int can = 0;
+  check_cuda(hipDeviceGetAttribute(&can, hipDeviceAttributeVirtualMemoryManagementSupported, index),
+             "hipDeviceGetAttribute");
+  return can != 0;
+#else
+  return true;  // this HIP cannot be asked
+#endif
+}
 
 }  // namespace
 
-// No attribute says on every platform whether pages can be mapped: try it with one.
 std::unique_ptr<Pages> make_gpu_pages(int index, int64_t page_bytes) {
-  try {
-    auto pages = std::make_unique<GpuPages>(index, page_bytes);
-    pages->try_one();
-    return pages;
-  } catch (const DeviceError&) {
-    return nullptr;
-  }
+  DeviceGuard guard(index);
+  return can_map_pages(index) ? std::make_unique<GpuPages>(index, page_bytes) : nullptr;
 }
 
 }  // namespace blockswap

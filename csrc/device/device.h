@@ -12,7 +12,8 @@ namespace blockswap {
 //
 // `enqueue_*`, `record` and `wait` return before the work is done; `synchronize` blocks the host.
 // Work on one stream runs in order; streams are ordered among each other by events only. Every
-// function throws DeviceError with the driver's own message, except the noexcept ones.
+// function throws DeviceError with the driver's own message, except the noexcept ones; what takes a
+// stream throws DeadStream for one that is known to be destroyed.
 class Device {
  public:
   // Opaque: a cudaStream_t, a c10 stream id or nothing, as the implementation likes.
@@ -46,6 +47,8 @@ class Device {
 
   virtual void synchronize(Stream stream) = 0;
   virtual void synchronize(Event event) = 0;
+  // The host waits for all that was enqueued, on streams that are destroyed by now, too.
+  virtual void synchronize_all() = 0;
 
   virtual void enqueue_copy(Stream stream, void* target, const void* host, int64_t bytes) = 0;
   virtual void enqueue_fill(Stream stream, void* target, uint8_t value, int64_t bytes) = 0;

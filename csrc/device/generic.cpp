@@ -24,7 +24,7 @@ class GenericDevice final : public Device {
     try {
       return c10::GetAllocator(device_.type())->raw_allocate(static_cast<size_t>(bytes));
     } catch (const c10::OutOfMemoryError& error) {
-      throw DeviceError(device_.str() + " has no " + format_bytes(bytes) +
+      throw OutOfMemory(device_.str() + " has no " + format_bytes(bytes) +
                         " in one range: " + error.what_without_backtrace());
     }
   }
@@ -71,6 +71,7 @@ class GenericDevice final : public Device {
       guard_.synchronizeEvent(handle_of(event)->event);
     }
   }
+  void synchronize_all() override { guard_.synchronizeDevice(device_.index()); }
 
   void enqueue_copy(Stream stream, void* target, const void* host, int64_t bytes) override {
     c10::StreamGuard guard(unpack(stream));

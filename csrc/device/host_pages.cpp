@@ -26,6 +26,7 @@ class HostPages final : public Pages {
 
   int64_t granularity_bytes() const override { return page_bytes_; }
   bool is_sparse() const override { return true; }
+  int64_t total_bytes() const override { return limit_bytes_; }
   int64_t range_bytes(int64_t bytes) const override {
     const int64_t wanted = std::max(bytes, kRangeFactor * limit_bytes_);
     return (wanted + page_bytes_ - 1) / page_bytes_ * page_bytes_;
@@ -34,7 +35,7 @@ class HostPages final : public Pages {
   uint64_t reserve(int64_t bytes) override {
     void* range = os::try_reserve_addresses(bytes, page_bytes_);
     if (range == nullptr) {
-      throw DeviceError("the system refuses to reserve " + format_bytes(bytes) + " of addresses");
+      throw OutOfMemory("the system refuses to reserve " + format_bytes(bytes) + " of addresses");
     }
     return reinterpret_cast<uint64_t>(range);
   }
@@ -44,7 +45,7 @@ class HostPages final : public Pages {
   void map(uint64_t address, int64_t bytes) override {
     if (mapped_bytes_ + bytes > limit_bytes_ ||
         !os::allow(reinterpret_cast<void*>(address), bytes)) {
-      throw DeviceError("cannot map " + format_bytes(bytes) + ": " + format_bytes(mapped_bytes_) +
+      throw OutOfMemory("cannot map " + format_bytes(bytes) + ": " + format_bytes(mapped_bytes_) +
                         " of " + format_bytes(limit_bytes_) + " are mapped");
     }
     mapped_bytes_ += bytes;

@@ -13,8 +13,8 @@ namespace blockswap {
 // unmapped page faults).
 //
 // Common rules: bytes > 0; bytes and addresses given to map() and unmap() are multiples of
-// granularity_bytes() and lie in one reserved range. What throws, throws DeviceError with the
-// numbers and has changed nothing. Nothing waits for the device, except where is_sparse() is false.
+// granularity_bytes() and lie in one reserved range. What throws, throws DeviceError (OutOfMemory
+// where that is the reason) with the numbers and has changed nothing. Nothing waits for the device, except where is_sparse() is false.
 // Not thread-safe: one pool owns it.
 class Pages {
  public:
@@ -28,6 +28,8 @@ class Pages {
   // False: a range has its memory from reserve() to release(), is mapped and unmapped only as a
   // whole, and release() may wait for the device.
   virtual bool is_sparse() const = 0;
+  // The most that can be mapped at once, by whomever; INT64_MAX where it is not known.
+  virtual int64_t total_bytes() const = 0;
   // How large a range to reserve so that a block of `bytes` finds room in it, a multiple of the
   // granularity: where addresses are plentiful, far more than there is memory.
   virtual int64_t range_bytes(int64_t bytes) const = 0;
@@ -43,8 +45,9 @@ class Pages {
 };
 
 // Pages of at least `page_bytes`: the driver's own size (2 MiB) times a power of two. Large ones
-// are mapped faster, small ones are given back more often. nullptr: the driver cannot map pages, so
-// use segments.
+// are mapped faster, small ones are given back more often. Every GPU that can reach this one may read
+// and write them. nullptr: the driver says that it cannot map pages, so use segments; any other
+// failure throws DeviceError.
 std::unique_ptr<Pages> make_gpu_pages(int index, int64_t page_bytes);  // only with BS_WITH_GPU
 std::unique_ptr<Pages> make_segment_pages(std::shared_ptr<Device> device);
 // Host memory that plays a device of `limit_bytes`.

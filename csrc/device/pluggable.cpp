@@ -1,21 +1,22 @@
 #include "pluggable.h"
 
-#include <exception>
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #include "../error.h"
-#include "../os.h"
 
 namespace blockswap {
 namespace {
 
+using SharedPool = std::shared_ptr<CachingPool>;
+
 // The mutex comes before those of the pools.
 struct Pluggable {
   std::mutex mutex;
-  std::map<int, std::shared_ptr<CachingPool>> pools;
-  std::string error;
+  std::map<int, SharedPool> pools;
 };
 
 Pluggable& pluggable() {
@@ -23,7 +24,18 @@ Pluggable& pluggable() {
   return *all;
 }
 
-std::shared_ptr<CachingPool> make_pool([[maybe_unused]] int device) {
+std::vector<SharedPool> all_pools() {
+  std::lock_guard lock(pluggable().mutex);
+  std::vector<SharedPool> pools;
+  for (const auto& [device, pool] : pluggable().pools) {
+    if (pool != nullptr) {
+      pools.push_back(pool);
+    }
+  }
+  return pools;
+}
+
+SharedPool make_pool([[maybe_unused]] int device) {
 #if BS_WITH_GPU
   std::shared_ptr<Device> gpu = make_gpu_device(device);
   std::unique_ptr<Pages> pages = make_gpu_pages(device, 0);
@@ -38,57 +50,40 @@ std::shared_ptr<CachingPool> make_pool([[maybe_unused]] int device) {
 #endif
 }
 
-void keep_error(const std::exception& error) {
-  std::string text = error.what();  // of a Python error: takes Python's lock, so not under ours
-  std::lock_guard lock(pluggable().mutex);
-  pluggable().error.swap(text);
-}
-
-Device::Stream stream_of(void* stream) {
-  return Device::Stream{reinterpret_cast<uint64_t>(stream)};
-}
-
 }  // namespace
 
-std::shared_ptr<CachingPool> pluggable_pool(int device) {
+SharedPool pluggable_pool(int device) {
   std::lock_guard lock(pluggable().mutex);
-  std::shared_ptr<CachingPool>& pool = pluggable().pools[device];
+  SharedPool& pool = pluggable().pools[device];
   if (pool == nullptr) {
     pool = make_pool(device);
   }
   return pool;
 }
 
-void set_pluggable_pool(int device, std::shared_ptr<CachingPool> pool) {
+void set_pluggable_pool(int device, SharedPool pool) {
   std::lock_guard lock(pluggable().mutex);
   std::swap(pluggable().pools[device], pool);  // the old one dies after the lock: it may wait long
 }
 
-std::string take_pluggable_error() {
-  std::lock_guard lock(pluggable().mutex);
-  return std::exchange(pluggable().error, {});
+bool is_pluggable(const CachingPool& pool) {
+  const std::vector<SharedPool> pools = all_pools();
+  return std::any_of(pools.begin(), pools.end(),
+                     [&pool](const SharedPool& each) { return each.get() == &pool; });
+}
+
+void record_pluggable_use(void* address, Device::Stream stream) {
+  for (const SharedPool& pool : all_pools()) {
+    if (pool->try_record_use(address, stream)) {
+      return;
+    }
+  }
+}
+
+void trim_pluggable_pools() {
+  for (const SharedPool& pool : all_pools()) {
+    pool->trim(0);
+  }
 }
 
 }  // namespace blockswap
-
-using namespace blockswap;
-
-void* blockswap_alloc(ssize_t bytes, int device, void* stream) {
-  try {
-    return bytes == 0 ? nullptr : pluggable_pool(device)->allocate(bytes, stream_of(stream));
-  } catch (const std::exception& error) {
-    keep_error(error);
-    return nullptr;
-  }
-}
-
-void blockswap_free(void* address, ssize_t, int device, void* stream) {
-  if (address == nullptr || os::process_is_exiting()) {
-    return;  // the driver takes all memory when the process ends
-  }
-  try {
-    pluggable_pool(device)->free(address, stream_of(stream));
-  } catch (const std::exception& error) {
-    keep_error(error);
-  }
-}

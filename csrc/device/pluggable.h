@@ -1,30 +1,24 @@
 #pragma once
 
-#include <sys/types.h>
-
 #include <memory>
-#include <string>
 
 #include "caching_pool.h"
 
-// The C entry points that torch.cuda.memory.CUDAPluggableAllocator looks up by name in the library.
-// `device` is an index, `stream` a cudaStream_t. Neither throws: what goes wrong is kept for
-// take_pluggable_error().
-#define BS_EXPORT __attribute__((visibility("default")))
-extern "C" {
-// nullptr when there is no memory, or for no bytes.
-BS_EXPORT void* blockswap_alloc(ssize_t bytes, int device, void* stream);
-BS_EXPORT void blockswap_free(void* address, ssize_t bytes, int device, void* stream);
-}
-
 namespace blockswap {
+
+// The pools that serve PyTorch, one per device. Thread-safe.
 
 // The pool that serves a device, made when first asked for. Throws DeviceError.
 std::shared_ptr<CachingPool> pluggable_pool(int device);
 // Serves the device from this pool from now on; nullptr: from a new one when next asked for.
-// pre: no block of the one before is in use.
+// pre: no block of the one before is in use; on_pressure of the new one never waits for Python.
 void set_pluggable_pool(int device, std::shared_ptr<CachingPool> pool);
-// What went wrong last, once; empty if nothing did.
-std::string take_pluggable_error();
+// Whether PyTorch may allocate from it.
+bool is_pluggable(const CachingPool& pool);
+
+// `stream` uses the block, too; nothing happens for memory that is of none of these pools.
+void record_pluggable_use(void* address, Device::Stream stream);
+// Unmaps what can be unmapped without waiting, on all devices.
+void trim_pluggable_pools();
 
 }  // namespace blockswap

@@ -20,6 +20,7 @@ class SegmentPages final : public Pages {
 
   int64_t granularity_bytes() const override { return kGranularityBytes; }
   bool is_sparse() const override { return false; }
+  int64_t total_bytes() const override { return INT64_MAX; }
   int64_t range_bytes(int64_t bytes) const override {
     if (bytes > kSmallBytes && bytes < kMiddleBytes) {
       return kSharedBytes;

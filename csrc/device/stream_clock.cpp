@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "../error.h"
 #include "../os.h"
 
 namespace blockswap {
@@ -35,7 +36,14 @@ int64_t StreamClock::mark() {
   if (spare_.empty()) {
     spare_.push_back(device_->make_event(Device::EventKind::kOrders));
   }
-  device_->record(spare_.back(), stream_);
+  try {
+    device_->record(spare_.back(), stream_);
+  } catch (const DeadStream&) {
+    device_->synchronize_all();
+    reach(now_);
+    unmarked_bytes_ = 0;
+    return now_++;
+  }
   marks_.push_back({now_, spare_.back()});
   spare_.pop_back();
   unmarked_bytes_ = 0;
@@ -74,7 +82,10 @@ void StreamClock::catch_up() {
   // nobody promises that a wait counts as work. A mark lies behind it in any case.
   int num_looks = 1;
   if (unmarked_bytes_ > 0) {
-    num_looks = device_->is_idle(stream_) ? kIdleLooks : 1;
+    try {
+      num_looks = device_->is_idle(stream_) ? kIdleLooks : 1;
+    } catch (const DeadStream&) {  // mark() sees to it
+    }
     mark();
   }
   for (; num_looks > 0 && !marks_.empty(); --num_looks) {
@@ -90,8 +101,10 @@ void StreamClock::make_wait(Device::Stream other) {
 
 void StreamClock::synchronize() {
   const int64_t last = mark();
-  device_->synchronize(stream_);
-  reach(last);
+  if (done_ < last) {  // otherwise the stream is destroyed
+    device_->synchronize(stream_);
+    reach(last);
+  }
 }
 
 }  // namespace blockswap

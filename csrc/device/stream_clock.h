@@ -12,7 +12,9 @@ namespace blockswap {
 // How far a stream's work is, in ticks. A mark is an event recorded in the stream; it ends the tick
 // that runs. What was enqueued at tick t is over once done() >= t, so that one mark answers for all
 // that was enqueued before it and nothing has to be recorded per use.
-// Owns its events. The stream outlives it. Not thread-safe.
+// Owns its events. The stream may be destroyed before it: the host then waits for the device where
+// it would have made a mark, since nothing else tells when such a stream's work is over. Not
+// thread-safe.
 class StreamClock {
  public:
   StreamClock(std::shared_ptr<Device> device, Device::Stream stream);

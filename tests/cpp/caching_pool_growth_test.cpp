@@ -75,6 +75,38 @@ TEST(the_host_waits_only_before_it_would_report_that_memory_is_out) {
   CHECK(f.device->num_synchronized() == 1);
 }
 
+TEST(what_no_limit_or_device_could_hold_is_refused_before_anything_is_given_up_for_it) {
+  Fixture f(8 * kMiB, 16 * kMiB);
+  f.pool->free(f.use(6 * kMiB, kA), kA);
+  bool asked = false;
+  f.pool->set_on_pressure([&asked](int64_t) { return asked = true; });
+  const int64_t calls = f.device->num_calls();
+  CHECK_THROWS(f.use(9 * kMiB, kA), OutOfMemory, "the limit is 8.0 MiB");
+  f.pool->set_limit(CachingPool::kNoLimit);
+  CHECK_THROWS(f.use(17 * kMiB, kA), OutOfMemory, "the device has 16.0 MiB in all");
+  CHECK(!asked);
+  CHECK(f.device->num_calls() == calls);
+  CHECK(f.mapped_bytes() == 6 * kMiB);
+}
+
+TEST(without_addresses_no_page_is_given_back) {
+  Fixture f;
+  f.pool->free(f.use(6 * kMiB, kA), kA);  // the large blocks have their range, the small ones none
+  f.device->finish_all();
+  f.shared->refuse_ranges = true;
+  CHECK_THROWS(f.use(1000, kA), OutOfMemory, "no range");
+  CHECK(f.mapped_bytes() == 6 * kMiB);
+}
+
+TEST(an_error_that_is_not_about_memory_is_not_taken_for_one) {
+  Fixture f;
+  f.shared->breaks = true;
+  CHECK_THROWS(f.use(3 * kMiB, kA), DeviceError, "the driver is broken");
+  CHECK(f.pool->stats().num_ooms == 0);
+  f.shared->breaks = false;
+  f.use(3 * kMiB, kA);
+}
+
 TEST(pressure_is_asked_for_bytes_and_may_free_into_the_pool) {
   Fixture f(8 * kMiB);
   std::vector<void*> residents{f.use(3 * kMiB, kA), f.use(3 * kMiB, kA)};
@@ -88,9 +120,40 @@ TEST(pressure_is_asked_for_bytes_and_may_free_into_the_pool) {
   });
   f.pool->free(f.use(8 * kMiB - 512, kA), kA);
   CHECK(asked == std::vector<int64_t>({8 * kMiB - 512, 8 * kMiB - 512}));
-  CHECK_THROWS(f.use(9 * kMiB, kA), DeviceError, "no 9.0 MiB");
+  f.use(8 * kMiB - 512, kA);
+  CHECK_THROWS(f.use(kMiB, kA), OutOfMemory, "no 1.0 MiB");
   CHECK(asked.size() == 3);
   CHECK(f.pool->stats().num_retries == 3);
+}
+
+TEST(a_promise_that_brings_nothing_is_believed_once) {
+  Fixture f(8 * kMiB);
+  void* block = f.use(8 * kMiB, kA);
+  int num_asked = 0;
+  f.pool->set_on_pressure([&num_asked](int64_t) { return ++num_asked > 0; });
+  CHECK_THROWS(f.use(kMiB, kA), OutOfMemory, "no 1.0 MiB");
+  CHECK(num_asked == 1);
+  f.pool->set_on_pressure([&](int64_t) {
+    if (++num_asked == 3) f.pool->free(block, kA);
+    return true;
+  });
+  CHECK_THROWS(f.use(kMiB, kA), OutOfMemory, "no 1.0 MiB");
+  CHECK(num_asked == 2);
+  f.use(kMiB, kA);
+  CHECK(num_asked == 3);
+}
+
+TEST(what_pressure_allocates_itself_asks_nobody) {
+  Fixture f(8 * kMiB);
+  f.use(8 * kMiB, kA);
+  int num_asked = 0;
+  f.pool->set_on_pressure([&](int64_t) {
+    if (++num_asked > 3) return false;
+    CHECK_THROWS(f.use(kMiB, kA), OutOfMemory, "no 1.0 MiB");
+    return false;
+  });
+  CHECK_THROWS(f.use(kMiB, kA), OutOfMemory, "no 1.0 MiB");
+  CHECK(num_asked == 1);
 }
 
 TEST(what_is_given_back_is_gone_and_its_addresses_live_again) {

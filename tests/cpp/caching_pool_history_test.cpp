@@ -84,6 +84,19 @@ TEST(whichever_call_into_the_device_fails_everything_stays_valid) {
   }
 }
 
+TEST(a_pool_that_dies_on_a_broken_device_says_nothing) {
+  for (const bool is_bad_memory : {false, true}) {
+    const auto device = std::make_shared<ManualDevice>();
+    CachingPool pool(device, make_host_pages(64 * kMiB, kPage), CachingPool::kNoLimit);
+    pool.free(pool.allocate(kMiB, kA), kA);
+    if (is_bad_memory) {
+      device->fail_with_bad_alloc();
+    } else {
+      device->fail_at(1);
+    }
+  }
+}
+
 TEST(threads_share_the_pool) {
   const auto device = make_cpu_device();
   CachingPool pool(device, make_host_pages(64 * kMiB, kPage), 48 * kMiB);

@@ -82,6 +82,41 @@ TEST(a_block_is_in_use_while_its_stream_waits_for_one_that_used_it) {
   CHECK(f.use(3 * kMiB, kC) == block);
 }
 
+TEST(a_stream_that_is_destroyed_takes_no_memory_with_it) {
+  Fixture f(8 * kMiB);
+  void* block = f.use(6 * kMiB, kA);
+  void* shared = f.use(kMiB, kB);
+  f.pool->record_use(shared, kA);
+  f.shared->uses.note(shared, kMiB, kA, f.device->enqueue(kA));
+  f.device->destroy_under_the_pool(kA);
+  f.pool->free(block, kA);
+  f.pool->free(shared, kB);  // A's use of it needs a mark: the host waits
+  CHECK(f.device->num_synchronized() == 1);
+  CHECK(f.use(6 * kMiB, kB) == block);
+  CHECK(f.use(kMiB, kB) == shared);
+  CHECK(f.device->num_synchronized() == 1);
+}
+
+TEST(a_block_whose_users_nobody_knows_is_free_for_all_once_the_device_is_done) {
+  Fixture f;
+  void* block = f.use(3 * kMiB, kA);
+  f.shared->uses.note(block, 3 * kMiB, kC, f.device->enqueue(kC));  // the pool is not told
+  f.pool->free_sync(block);
+  CHECK(f.device->num_synchronized() == 1);
+  CHECK(f.use(3 * kMiB, kB) == block);
+  CHECK_THROWS(f.pool->free_sync(&f), UseError, "another allocator");
+}
+
+TEST(a_use_is_recorded_of_the_pools_own_blocks_only) {
+  Fixture f;
+  void* block = f.use(3 * kMiB, kA);
+  CHECK(f.pool->try_record_use(block, kB));
+  f.shared->uses.note(block, 3 * kMiB, kB, f.device->enqueue(kB));
+  CHECK(!f.pool->try_record_use(&f, kB));
+  f.pool->free(block, kA);
+  CHECK(f.use(3 * kMiB, kA) != block);
+}
+
 TEST(small_blocks_lie_apart_from_large_ones) {
   Fixture f;
   const auto page_of = [](void* address) { return reinterpret_cast<uint64_t>(address) / kPage; };
@@ -89,6 +124,20 @@ TEST(small_blocks_lie_apart_from_large_ones) {
   void* small = f.use(CachingPool::kSmallBytes, kA);
   CHECK(page_of(small) != page_of(large));
   CHECK(page_of(f.use(100, kA)) == page_of(small));
+}
+
+TEST(a_block_stays_its_callers_when_freeing_it_fails) {
+  Fixture f;
+  void* block = f.use(3 * kMiB, kA);
+  f.pool->record_use(block, kB);
+  f.shared->uses.note(block, 3 * kMiB, kB, f.device->enqueue(kB));
+  f.device->fail_at(1);
+  CHECK_THROWS(f.pool->free(block, kA), DeviceError, "make_event");
+  f.device->fail_at(2);
+  CHECK_THROWS(f.pool->free(block, kA), DeviceError, "record");
+  CHECK(f.pool->stats().num_frees == 0);
+  f.pool->free(block, kA);
+  CHECK(f.use(3 * kMiB, kB) != block);
 }
 
 TEST(what_is_no_block_in_use_is_refused) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <functional>
 #include <map>
+#include <new>
 #include <set>
 #include <string>
 #include <vector>
@@ -44,8 +45,12 @@ class ManualDevice final : public Device {
   int64_t num_synchronized() const { return num_synchronized_; }
   size_t num_events() const { return events_.size(); }
   int64_t live_bytes() const { return live_bytes_; }
+  // Its owner destroys the stream. What it has enqueued goes on.
+  void destroy_under_the_pool(Stream stream) { dead_.insert(stream); }
   // That call from now on which may fail does; 0 = none.
   void fail_at(int64_t call) { fail_at_ = call; }
+  // All calls fail for a reason that no driver has.
+  void fail_with_bad_alloc() { has_no_memory_ = true; }
 
   void* allocate(int64_t bytes) override {
     may_fail("allocate");
@@ -69,10 +74,12 @@ class ManualDevice final : public Device {
   void destroy_event(Event event) noexcept override { events_.erase(static_cast<uint64_t>(event)); }
   void record(Event event, Stream stream) override {
     may_fail("record");
+    check_alive(stream);
     clock(event) = knows_[index(stream)];
   }
   void wait(Stream stream, Event event) override {
     may_fail("wait");
+    check_alive(stream);
     ++num_waits_;
     for (size_t i = 0; i < kStreams; ++i) {
       knows_[index(stream)][i] = std::max(knows_[index(stream)][i], clock(event)[i]);
@@ -85,11 +92,13 @@ class ManualDevice final : public Device {
   // Of a stream's own work only: nobody promises that a mere wait counts as work.
   bool is_idle(Stream stream) override {
     may_fail("is_idle");
+    check_alive(stream);
     return is_over(stream, knows_[index(stream)][index(stream)]);
   }
   double seconds_between(Event, Event) override { return 0.0; }
   void synchronize(Stream stream) override {
     may_fail("synchronize");
+    check_alive(stream);
     ++num_synchronized_;
     reach(knows_[index(stream)]);
   }
@@ -98,6 +107,11 @@ class ManualDevice final : public Device {
     ++num_synchronized_;
     reach(clock(event));
   }
+  void synchronize_all() override {
+    may_fail("synchronize_all");
+    ++num_synchronized_;
+    finish_all();
+  }
   void enqueue_copy(Stream, void*, const void*, int64_t) override {}
   void enqueue_fill(Stream, void*, uint8_t, int64_t) override {}
   bool pin(void*, int64_t) override { return true; }
@@ -105,11 +119,15 @@ class ManualDevice final : public Device {
 
   void may_fail(const char* call) {
     ++num_calls_;
+    if (has_no_memory_) throw std::bad_alloc();
     if (fail_at_ > 0 && --fail_at_ == 0) throw DeviceError(std::string(call) + " failed");
   }
 
  private:
   static size_t index(Stream stream) { return static_cast<size_t>(stream); }
+  void check_alive(Stream stream) const {
+    if (dead_.count(stream) != 0) throw DeadStream("this stream was destroyed");
+  }
   Clock& clock(Event event) { return events_.at(static_cast<uint64_t>(event)); }
   bool is_reached(const Clock& clock) const {
     return std::equal(clock.begin(), clock.end(), done_.begin(), std::less_equal<>());
@@ -123,7 +141,9 @@ class ManualDevice final : public Device {
   std::vector<std::vector<Clock>> needs_ = std::vector<std::vector<Clock>>(kStreams);
   std::map<uint64_t, Clock> events_;
   std::map<void*, int64_t> sizes_;
+  std::set<Stream> dead_;
   uint64_t last_event_ = 0;
+  bool has_no_memory_ = false;
   int64_t live_bytes_ = 0, fail_at_ = 0, num_calls_ = 0, num_waits_ = 0, num_synchronized_ = 0;
 };
 
@@ -177,15 +197,19 @@ class WatchedPages final : public Pages {
     Uses uses;
     std::map<uint64_t, int64_t> ranges;
     std::set<uint64_t> mapped;
+    bool refuse_ranges = false;
+    bool breaks = false;
   };
   WatchedPages(std::shared_ptr<Shared> shared, int64_t limit_bytes, int64_t page_bytes)
       : shared_(std::move(shared)), pages_(make_host_pages(limit_bytes, page_bytes)) {}
 
   int64_t granularity_bytes() const override { return pages_->granularity_bytes(); }
   bool is_sparse() const override { return true; }
+  int64_t total_bytes() const override { return pages_->total_bytes(); }
   int64_t range_bytes(int64_t bytes) const override { return pages_->range_bytes(bytes); }
   uint64_t reserve(int64_t bytes) override {
     shared_->device.may_fail("reserve");
+    if (shared_->refuse_ranges) throw OutOfMemory("no range");
     const uint64_t address = pages_->reserve(bytes);
     shared_->ranges[address] = bytes;
     return address;
@@ -197,6 +221,7 @@ class WatchedPages final : public Pages {
   }
   void map(uint64_t address, int64_t bytes) override {
     shared_->device.may_fail("map");
+    if (shared_->breaks) throw DeviceError("the driver is broken");
     pages_->map(address, bytes);
     each_page(address, bytes, [&](uint64_t page) { CHECK(shared_->mapped.insert(page).second); });
   }

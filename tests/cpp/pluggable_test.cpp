@@ -1,8 +1,6 @@
-// The C entry points, with host memory in place of a GPU's.
+// The pools that serve PyTorch, with host memory in place of a GPU's.
 
 #include "../../csrc/device/pluggable.h"
-
-#include <cstring>
 
 #include "../../csrc/error.h"
 #include "check.h"
@@ -12,33 +10,40 @@ using namespace blockswap;
 namespace {
 
 constexpr int64_t kMiB = int64_t{1} << 20;
+constexpr Device::Stream kA{0}, kB{1};
 
-TEST(blocks_come_from_the_devices_pool_and_go_back_to_it) {
-  const auto pool = std::make_shared<CachingPool>(
-      make_cpu_device(), make_host_pages(64 * kMiB, 2 * kMiB), CachingPool::kNoLimit);
+std::shared_ptr<CachingPool> make_host_pool() {
+  return std::make_shared<CachingPool>(make_cpu_device(), make_host_pages(64 * kMiB, 2 * kMiB),
+                                       CachingPool::kNoLimit);
+}
+
+TEST(each_device_has_its_pool_until_another_one_is_set) {
+  const auto pool = make_host_pool();
+  CHECK(!is_pluggable(*pool));
   set_pluggable_pool(3, pool);
-  CHECK(pluggable_pool(3) == pool);
-  void* block = blockswap_alloc(5 * kMiB, 3, nullptr);
-  std::memset(block, 1, 5 * kMiB);
-  CHECK(pool->stats().allocated_bytes == 5 * kMiB);
-  blockswap_free(block, 5 * kMiB, 3, nullptr);
-  CHECK(pool->stats().allocated_bytes == 0);
-  CHECK(blockswap_alloc(0, 3, nullptr) == nullptr);
-  blockswap_free(nullptr, 0, 3, nullptr);
-  CHECK(take_pluggable_error().empty());
-
-  CHECK(blockswap_alloc(65 * kMiB, 3, nullptr) == nullptr);
-  CHECK(take_pluggable_error().find("no 65.0 MiB") != std::string::npos);
-  CHECK(take_pluggable_error().empty());
-  blockswap_free(block, 5 * kMiB, 3, nullptr);
-  CHECK(take_pluggable_error().find("was freed before") != std::string::npos);
+  CHECK(pluggable_pool(3) == pool && is_pluggable(*pool));
   set_pluggable_pool(3, nullptr);
+  CHECK(!is_pluggable(*pool));
+}
+
+TEST(a_use_reaches_the_pool_that_has_the_block_and_no_other) {
+  const auto first = make_host_pool(), second = make_host_pool();
+  set_pluggable_pool(3, first);
+  set_pluggable_pool(4, second);
+  void* block = second->allocate(5 * kMiB, kA);
+  record_pluggable_use(block, kB);
+  record_pluggable_use(&block, kB);  // of nobody's memory
+  second->free(block, kA);
+  CHECK(second->stats().pending_bytes == 5 * kMiB);
+  trim_pluggable_pools();
+  CHECK(second->stats().reserved_bytes == 0);
+  set_pluggable_pool(3, nullptr);
+  set_pluggable_pool(4, nullptr);
 }
 
 TEST(a_build_without_gpu_says_so_when_a_pool_is_wanted) {
-  CHECK(blockswap_alloc(1, 5, nullptr) == nullptr);
-  CHECK(take_pluggable_error().find("no GPU support") != std::string::npos);
-  CHECK_THROWS(pluggable_pool(5), DeviceError, "reinstall");
+  CHECK_THROWS(pluggable_pool(5), DeviceError, "no GPU support");
+  trim_pluggable_pools();
 }
 
 }  // namespace

@@ -129,6 +129,9 @@ class ThreadDevice final : public Device {
     std::unique_lock lock(m->mutex);
     m->changed.wait(lock, [&] { return m->done >= m->recorded; });
   }
+  void synchronize_all() override {
+    for (const auto& worker : workers_) worker->drain();
+  }
   void enqueue_copy(Stream stream, void* target, const void* host, int64_t bytes) override {
     if (--copies_until_failure == 0) {
       throw DeviceError("the copy failed");
