@@ -32,7 +32,8 @@ void torch_set_memory_fraction(double fraction, int device);
 
 // A torch.cuda.MemPool: PyTorch's own cache lies above, asks here for whole segments and holds its
 // lock meanwhile. nullptr when there is no memory: PyTorch then gives back its unused segments,
-// asks again, and reports it itself.
+// asks again, and reports it itself. A graph that is being captured gets memory that nobody uses;
+// PyTorch keeps that apart until the MemPool dies.
 void* mem_pool_alloc(size_t bytes, int device, TorchStream stream);
 // Waits for the device, as cudaFree does: PyTorch relies on that, since tensors of any stream may
 // have lain in the segment. Never throws.
