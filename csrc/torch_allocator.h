@@ -18,8 +18,8 @@ using TorchStream = void*;  // what a build without GPU calls in its tests
 
 // PyTorch has two plugs for an allocator, and they want different things.
 //
-// The process' allocator: every tensor's memory is asked for and freed here. Nothing of PyTorch's is
-// locked meanwhile, an exception goes to whoever made the tensor, and PyTorch keeps no cache.
+// The process' allocator: every tensor's memory is asked for and freed here. Nothing of PyTorch's
+// is locked meanwhile, an exception goes to whoever made the tensor, and PyTorch keeps no cache.
 // Throws c10::OutOfMemoryError, torch.OutOfMemoryError in Python, with the pool's numbers.
 void* torch_alloc(size_t bytes, int device, TorchStream stream);
 // Never throws: tensors die in destructors. What goes wrong is a warning, and the block stays lost.

@@ -51,8 +51,8 @@ struct PoolSegment {
 // was made to wait for it on the device, which happens only where memory is short otherwise. The
 // host waits for the device only right before it would report that there is no memory.
 // A stream may be destroyed before its blocks: what it did is then waited for on the host. A stream
-// that is capturing a graph calls allocate_unused() and nothing else; none that used the pool before
-// may capture while others call it.
+// that is capturing a graph calls allocate_unused() and nothing else. While one captures that has
+// freed blocks, and where memory would be out, nobody else calls the pool: it would ask or mark it.
 //
 // Pages are mapped by need and stay until give_back() or trim(), or until the limit asks for them
 // elsewhere. Blocks of up to 1 MiB lie apart from larger ones, so that they do not split them.
