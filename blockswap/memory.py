@@ -1,7 +1,7 @@
 """What a device's memory holds, and our caching pool as PyTorch's allocator.
 
-For users: `install` makes the pool the allocator of the process, `pool` that of a part of it;
-`stats`, `snapshot`, `save_snapshot`, `trim` and `set_limit` are about the pool of one device.
+For users: `install` makes the pool the allocator of the process (`is_installed`), `pool` that of a
+part of it; `stats`, `snapshot`, `save_snapshot`, `trim` and `set_limit` are about one device's.
 """
 
 from __future__ import annotations
@@ -187,6 +187,11 @@ def install() -> None:
             raise
         raise UseError(f"PyTorch's allocator is in use: call install() earlier ({error})") from None
     _installed = True
+
+
+def is_installed() -> bool:
+    """Say whether `install` has made the pool PyTorch's allocator."""
+    return _installed
 
 
 def pool(device: Device = None) -> torch.cuda.MemPool:

@@ -26,8 +26,8 @@ class DeviceError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// There is no memory for what was asked for: the text has the numbers and the way out. To PyTorch it
-// becomes torch.OutOfMemoryError, everywhere else DeviceError.
+// There is no memory for what was asked for: the text has the numbers and the way out. Becomes
+// torch.OutOfMemoryError where PyTorch asked, everywhere else DeviceError.
 class OutOfMemory : public DeviceError {
  public:
   using DeviceError::DeviceError;

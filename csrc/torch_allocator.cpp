@@ -83,13 +83,10 @@ void torch_refuse_graphs() {
 }
 
 void* mem_pool_alloc(size_t bytes, int device, TorchStream stream) {
-  if (is_capturing()) {
-    throw UseError(
-        "a CUDA graph that is being captured cannot take memory from blockswap.memory.pool(): "
-        "capture outside of it, or run the model once in it before, so that nothing new is needed");
-  }
   try {
-    return pluggable_pool(device)->allocate(static_cast<int64_t>(bytes), stream_of(stream));
+    const auto pool = pluggable_pool(device);
+    return is_capturing() ? pool->allocate_unused(static_cast<int64_t>(bytes), stream_of(stream))
+                          : pool->allocate(static_cast<int64_t>(bytes), stream_of(stream));
   } catch (const OutOfMemory&) {
     return nullptr;
   }

@@ -18,8 +18,8 @@ using TorchStream = void*;  // what a build without GPU calls in its tests
 
 // PyTorch has two plugs for an allocator, and they want different things.
 //
-// The process' allocator: every tensor's memory is asked for and freed here. Nothing of PyTorch's is
-// locked meanwhile, an exception goes to whoever made the tensor, and PyTorch keeps no cache.
+// The process' allocator: every tensor's memory is asked for and freed here. Nothing of PyTorch's
+// is locked meanwhile, an exception goes to whoever made the tensor, and PyTorch keeps no cache.
 // Throws c10::OutOfMemoryError, torch.OutOfMemoryError in Python, with the pool's numbers.
 void* torch_alloc(size_t bytes, int device, TorchStream stream);
 // Never throws: tensors die in destructors. What goes wrong is a warning, and the block stays lost.
@@ -32,7 +32,8 @@ void torch_set_memory_fraction(double fraction, int device);
 
 // A torch.cuda.MemPool: PyTorch's own cache lies above, asks here for whole segments and holds its
 // lock meanwhile. nullptr when there is no memory: PyTorch then gives back its unused segments,
-// asks again, and reports it itself.
+// asks again, and reports it itself. A graph that is being captured gets memory that nobody uses;
+// PyTorch keeps that apart until the MemPool dies.
 void* mem_pool_alloc(size_t bytes, int device, TorchStream stream);
 // Waits for the device, as cudaFree does: PyTorch relies on that, since tensors of any stream may
 // have lain in the segment. Never throws.

@@ -13,7 +13,7 @@ import typer
 from doc_pages import ROOT, read, rows_of
 
 import blockswap
-from blockswap import errors
+from blockswap import _C, errors, memory
 from blockswap.cli import app
 from blockswap.report import Timeline
 
@@ -87,6 +87,15 @@ def test_fields_of_report_and_timeline_named_in_text_exist() -> None:
         known = {field.name for field in fields(cls)} | set(vars(cls))
         named = set(re.findall(rf"\b{owner}\.([a-z_]+)", pages))
         assert named - {"png", "txt", "json"} <= known  # those are files
+
+
+def test_every_figure_and_function_of_the_pool_is_explained() -> None:
+    page = read("memory.md")
+    told = {name for cells in rows_of(page, "figure of `stats()`") for name in cells[0].split(", ")}
+    assert told == {f"`{name}`" for name in _C.PoolStats.FIELDS}
+    own = {n for n, f in vars(memory).items() if getattr(f, "__module__", "") == memory.__name__}
+    functions = {name for name in own if not name.startswith("_")} - {"DeviceMemory"}
+    assert not {name for name in functions if not re.search(rf"\b{name}\b", page)}
 
 
 def test_the_page_of_families_is_the_one_that_the_script_draws() -> None:

@@ -176,6 +176,13 @@ MUTANTS = [
         "caching_pool",
     ),
     Mutant(
+        "a graph gets what its stream may have",
+        "device/caching_pool_growth.cpp",
+        "Heap::Block* block = heap.allocate_unused(bytes, owner);",
+        "Heap::Block* block = heap.allocate(bytes, owner);",
+        "caching_pool_growth",
+    ),
+    Mutant(
         "a promise is believed again and again",
         "device/caching_pool_growth.cpp",
         "if (held_bytes >= least_bytes) {",

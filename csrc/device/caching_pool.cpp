@@ -20,6 +20,14 @@ int64_t round_up(int64_t bytes) {
   return (bytes + Heap::kAlignment - 1) / Heap::kAlignment * Heap::kAlignment;
 }
 
+int64_t checked_bytes(int64_t bytes) {
+  if (bytes <= 0 || bytes > kMostBytes) {
+    throw UseError("a block of " + std::to_string(bytes) + " bytes was asked for: ask for 1 to " +
+                   std::to_string(kMostBytes));
+  }
+  return round_up(bytes);
+}
+
 std::string text_of(const void* address) {
   std::ostringstream text;
   text << address;
@@ -58,11 +66,7 @@ CachingPool::~CachingPool() {
 }
 
 void* CachingPool::allocate(int64_t bytes, Device::Stream stream) {
-  if (bytes <= 0 || bytes > kMostBytes) {
-    throw UseError("a block of " + std::to_string(bytes) + " bytes was asked for: ask for 1 to " +
-                   std::to_string(kMostBytes));
-  }
-  const int64_t rounded = round_up(bytes);
+  const int64_t rounded = checked_bytes(bytes);
   std::unique_lock lock(mutex_);
   const Heap::Owner owner = owner_of_locked(stream);
   if (rounded > std::min(limit_bytes_, pages_->total_bytes())) {
@@ -80,7 +84,21 @@ void* CachingPool::allocate(int64_t bytes, Device::Stream stream) {
   if (block == nullptr) {
     report_full_locked(rounded);
   }
-  allocations_.emplace(block->address, Allocation{&heap_for(rounded), block, {}});
+  return note_allocated_locked(block);
+}
+
+void* CachingPool::allocate_unused(int64_t bytes, Device::Stream stream) {
+  const int64_t rounded = checked_bytes(bytes);
+  std::lock_guard lock(mutex_);
+  Heap::Block* block = try_allocate_unused_locked(rounded, owner_of_locked(stream));
+  if (block == nullptr) {
+    report_full_locked(rounded);
+  }
+  return note_allocated_locked(block);
+}
+
+void* CachingPool::note_allocated_locked(Heap::Block* block) {
+  allocations_.emplace(block->address, Allocation{&heap_for(block->bytes), block, {}});
   ++stats_.num_allocations;
   stats_.peak_allocated_bytes = std::max(stats_.peak_allocated_bytes, allocated_bytes_locked());
   check_locked();
@@ -118,6 +136,7 @@ void CachingPool::free_sync(void* address) {
   device_->synchronize_all();  // without the mutex: it may take long
   std::lock_guard lock(mutex_);
   const auto found = find_locked(address);
+  found->second.block->owner = Heap::kAnyone;
   found->second.heap->free(found->second.block, 0);
   allocations_.erase(found);
   ++stats_.num_frees;

@@ -50,8 +50,9 @@ struct PoolSegment {
 // be had at once on its own stream; on another one when its last use is over, or when that stream
 // was made to wait for it on the device, which happens only where memory is short otherwise. The
 // host waits for the device only right before it would report that there is no memory.
-// A stream may be destroyed before its blocks: what it did is then waited for on the host. None may
-// be capturing a graph during a call.
+// A stream may be destroyed before its blocks: what it did is then waited for on the host. A stream
+// that is capturing a graph calls allocate_unused() and nothing else. While one captures that has
+// freed blocks, and where memory would be out, nobody else calls the pool: it would ask or mark it.
 //
 // Pages are mapped by need and stay until give_back() or trim(), or until the limit asks for them
 // elsewhere. Blocks of up to 1 MiB lie apart from larger ones, so that they do not split them.
@@ -84,6 +85,9 @@ class CachingPool {
   // At least `bytes` from a multiple of 512 (of 256 where the device aligns no better). Throws
   // OutOfMemory with the numbers when they cannot be had.
   void* allocate(int64_t bytes, Device::Stream stream);
+  // The same of memory whose last use is over, without a call on any stream: for a graph that is
+  // being captured. Such a block is freed by free_sync(): nobody knows where the graph runs.
+  void* allocate_unused(int64_t bytes, Device::Stream stream);
   // `stream` has used the block so far. Throws UseError for what is no block in use.
   void free(void* address, Device::Stream stream);
   // The same once the device has done all its work: for blocks whose users nobody knows. Waits.
@@ -132,10 +136,12 @@ class CachingPool {
   StreamClock& clock_of(Heap::Owner owner) { return *clocks_[static_cast<size_t>(owner)]; }
   Heap::Owner owner_of_locked(Device::Stream stream);
   Allocations::iterator find_locked(void* address);
+  void* note_allocated_locked(Heap::Block* block);
   void add_user_locked(Allocation& allocation, Device::Stream stream);
 
   Heap::Block* ask_for_locked(std::unique_lock<std::mutex>& lock, int64_t bytes, Heap::Owner owner);
   Heap::Block* try_allocate_locked(int64_t bytes, Heap::Owner owner);
+  Heap::Block* try_allocate_unused_locked(int64_t bytes, Heap::Owner owner);
   Heap::Block* grow_locked(Heap& heap, int64_t bytes, Heap::Owner owner);
   int64_t try_grow_locked(Heap& heap, int64_t bytes, Heap::Owner owner);
   bool try_map_locked(Heap& heap, const Heap::Span& span, Heap::Owner owner);

@@ -80,6 +80,22 @@ Heap::Block* CachingPool::try_allocate_locked(int64_t bytes, Heap::Owner owner) 
   return block;
 }
 
+// What the stream itself has freed will not do: the graph may run on another one.
+Heap::Block* CachingPool::try_allocate_unused_locked(int64_t bytes, Heap::Owner owner) {
+  Heap& heap = heap_for(bytes);
+  Heap::Block* block = heap.allocate_unused(bytes, owner);
+  while (block == nullptr) {
+    const int64_t missing_bytes = try_grow_locked(heap, bytes, Heap::kAnyone);
+    if (missing_bytes != 0 && give_back_from_locked(large_, missing_bytes) +
+                                      give_back_from_locked(small_, missing_bytes) ==
+                                  0) {
+      return nullptr;
+    }
+    block = heap.allocate_unused(bytes, owner);
+  }
+  return block;
+}
+
 void CachingPool::free_pending_locked() {
   for (const auto& clock : clocks_) {
     clock->poll();

@@ -41,6 +41,8 @@ class DeviceGuard {
 #else
   // The thread's stack of contexts knows "none", too. The runtime follows it.
   struct Contexts {
+    Contexts() { check_driver(GPU_DRIVER(cuInit)(0), "cuInit"); }
+
     decltype(&cuDeviceGet) get_device = GPU_DRIVER(cuDeviceGet);
     decltype(&cuDevicePrimaryCtxRetain) retain = GPU_DRIVER(cuDevicePrimaryCtxRetain);
     decltype(&cuCtxPushCurrent) push = GPU_DRIVER(cuCtxPushCurrent);

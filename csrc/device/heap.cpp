@@ -132,12 +132,15 @@ Heap::Block* Heap::best_fit(Owner owner, int64_t bytes) const {
 
 Heap::Block* Heap::allocate(int64_t bytes, Owner owner) {
   Block* block = best_fit(owner, bytes);
-  if (block == nullptr) {
-    block = best_fit(kAnyone, bytes);
-  }
-  if (block == nullptr) {
-    return nullptr;
-  }
+  return block != nullptr ? take(block, bytes, owner) : allocate_unused(bytes, owner);
+}
+
+Heap::Block* Heap::allocate_unused(int64_t bytes, Owner owner) {
+  Block* block = best_fit(kAnyone, bytes);
+  return block != nullptr ? take(block, bytes, owner) : nullptr;
+}
+
+Heap::Block* Heap::take(Block* block, int64_t bytes, Owner owner) {
   auto listed = unused_.extract(key_of(block));
   if (block->bytes > bytes) {
     listed.value() = key_of(split(block, bytes));

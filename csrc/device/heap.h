@@ -63,6 +63,8 @@ class Heap {
   // A block of exactly `bytes` for a stream, from its own blocks or else from anyone's; nullptr
   // when none is large enough. It stays the caller's until free().
   Block* allocate(int64_t bytes, Owner owner);
+  // The same from anyone's alone: what nobody uses any more, whatever the stream did before.
+  Block* allocate_unused(int64_t bytes, Owner owner);
   // The block was last used by its owner, at `tick`.
   void free(Block* block, int64_t tick);
 
@@ -110,6 +112,7 @@ class Heap {
   static Key key_of(Block* block) { return {block->owner, block->bytes, block->address, block}; }
   std::vector<Block*> blocks_of(Owner owner) const;
   Block* best_fit(Owner owner, int64_t bytes) const;
+  Block* take(Block* block, int64_t bytes, Owner owner);
   Block* make_block(uint64_t address, int64_t bytes, Owner owner);
   Block* split(Block* block, int64_t bytes);
   void absorb_next(Block* block);

@@ -14,8 +14,8 @@ namespace blockswap {
 //
 // Common rules: bytes > 0; bytes and addresses given to map() and unmap() are multiples of
 // granularity_bytes() and lie in one reserved range. What throws, throws DeviceError (OutOfMemory
-// where that is the reason) with the numbers and has changed nothing. Nothing waits for the device, except where is_sparse() is false.
-// Not thread-safe: one pool owns it.
+// where that is the reason) with the numbers and has changed nothing. Nothing waits for the device,
+// except where is_sparse() is false. Not thread-safe: one pool owns it.
 class Pages {
  public:
   Pages() = default;
@@ -45,9 +45,9 @@ class Pages {
 };
 
 // Pages of at least `page_bytes`: the driver's own size (2 MiB) times a power of two. Large ones
-// are mapped faster, small ones are given back more often. Every GPU that can reach this one may read
-// and write them. nullptr: the driver says that it cannot map pages, so use segments; any other
-// failure throws DeviceError.
+// are mapped faster, small ones are given back more often. Every GPU that can reach this one may
+// read and write them. nullptr: the driver says that it cannot map pages, so use segments; any
+// other failure throws DeviceError.
 std::unique_ptr<Pages> make_gpu_pages(int index, int64_t page_bytes);  // only with BS_WITH_GPU
 std::unique_ptr<Pages> make_segment_pages(std::shared_ptr<Device> device);
 // Host memory that plays a device of `limit_bytes`.

@@ -223,6 +223,29 @@ TEST(a_lower_limit_gives_back_what_is_free) {
   f.pool->free(kept, kA);
 }
 
+TEST(a_graph_gets_memory_that_nobody_uses_without_a_call_on_a_stream) {
+  Fixture f(16 * kMiB);
+  void* own = f.use(10 * kMiB, kC);
+  f.pool->free(own, kC);  // C may have it, but the graph may run on any stream
+  const int64_t calls = f.device->num_calls();
+  void* block = f.pool->allocate_unused(4 * kMiB, kC);
+  CHECK(block != own && f.mapped_bytes() == 14 * kMiB);
+  CHECK_THROWS(f.pool->allocate_unused(4 * kMiB, kC), OutOfMemory, "the limit is 16.0 MiB");
+  CHECK(f.device->num_calls() == calls + 1);  // of map()
+  f.pool->free_sync(block);
+  CHECK(f.pool->allocate_unused(4 * kMiB, kA) == block);
+}
+
+TEST(a_graph_may_have_the_pages_of_free_blocks_whose_use_is_over) {
+  Fixture f(8 * kMiB);
+  f.pool->free(f.use(8 * kMiB, kA), kA);
+  f.device->finish_all();
+  f.pool->give_back(2 * kMiB);
+  f.pool->free_sync(f.pool->allocate_unused(kMiB, kB));  // small blocks lie on pages of their own
+  f.pool->free_sync(f.pool->allocate_unused(8 * kMiB, kB));
+  CHECK(f.mapped_bytes() == 8 * kMiB);
+}
+
 TEST(a_device_without_pages_gives_and_takes_whole_segments) {
   const auto device = std::make_shared<ManualDevice>();
   CachingPool pool(device, make_segment_pages(device), 64 * kMiB, true);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from blockswap import _C
 from blockswap.errors import DeviceError
 
 pytestmark = pytest.mark.gpu
+ROOT = Path(__file__).resolve().parent.parent.parent
 MIB = 2**20
 HALF_A_SECOND = 10**9  # cycles
 
@@ -150,23 +152,40 @@ def test_two_streams_at_random_never_see_each_others_bytes() -> None:
     assert [int(count) for count in wrong] == [0, 0]
 
 
-PLUGGED_IN = """
+# The driver promises nothing about a destroyed stream, not even to survive the question.
+WITH_A_DESTROYED_STREAM = """
+import ctypes
 import torch
-from blockswap import _C
-allocator = torch.cuda.memory.CUDAPluggableAllocator(
-    _C.__file__, "blockswap_alloc", "blockswap_free")
-torch.cuda.memory.change_current_allocator(allocator)
-x = torch.arange(2**20, device="cuda", dtype=torch.float32).reshape(1024, 1024) % 7
-assert torch.equal((x @ x).cpu(), x.cpu() @ x.cpu())  # small whole numbers: exact
-stats = _C.pluggable_pool(0).stats()
-assert stats.peak_allocated_bytes >= 8 * 2**20, stats.peak_allocated_bytes
-assert _C.take_pluggable_error() == ""
+from tests.gpu.test_pool import MIB, bytes_at, make_pool
+pool, made = make_pool(limit_bytes=64 * MIB), ctypes.c_void_p()
+assert int(torch.cuda.cudart().cudaStreamCreate(ctypes.addressof(made))) == 0
+stream = made.value
+first = pool.allocate(64 * MIB, stream)
+with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
+    bytes_at(first, 64 * MIB).fill_(1)
+assert int(torch.cuda.cudart().cudaStreamDestroy(stream)) == 0
+pool.free(first, stream)
+assert pool.allocate(64 * MIB) == first
+assert bool((bytes_at(first, 64 * MIB).fill_(2) == 2).all())
 """
 
 
-def test_pytorch_computes_on_memory_of_the_pool() -> None:
-    # A process of its own: the allocator can be changed only before the first use of CUDA.
+def test_a_destroyed_stream_takes_no_memory_with_it() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PLUGGED_IN], capture_output=True, text=True, check=False
+        [sys.executable, "-c", WITH_A_DESTROYED_STREAM],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_more_than_the_gpu_has_is_refused_before_anything_is_mapped() -> None:
+    pool = make_pool()
+    pool.free(pool.allocate(64 * MIB))
+    total = torch.cuda.mem_get_info()[1]
+    with pytest.raises(DeviceError, match="the device has .* in all"):
+        pool.allocate(total + 1)
+    assert pool.stats().num_maps == 1
+    assert pool.stats().reserved_bytes == 64 * MIB
