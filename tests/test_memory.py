@@ -157,6 +157,7 @@ def test_an_installed_pool_is_installed_once_and_answers_for_pytorch(
     installed = []
     monkeypatch.setattr("blockswap._C.install_torch_allocator", lambda: installed.append(1))
     monkeypatch.setattr(memory, "_installed", False)
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: False)
     memory.install()
     with pytest.raises(UseError, match="install\\(\\) once"):
         memory.install()
@@ -177,6 +178,7 @@ def test_an_allocator_in_use_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -
         raise RuntimeError("Can't swap an already initialized allocator")
 
     monkeypatch.setattr("blockswap._C.install_torch_allocator", refuse)
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: False)
     with pytest.raises(UseError, match="call install\\(\\) earlier"):
         memory.install()
     assert not memory._installed
