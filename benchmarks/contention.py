@@ -50,8 +50,9 @@ def make_works() -> dict[str, Callable[[], None]]:
             pass
 
     def over_memory() -> None:
-        for one in objects:
-            one["7"]
+        for _ in range(5):
+            for one in objects:
+                one["7"]
 
     def launches() -> None:
         for _ in range(3000):
