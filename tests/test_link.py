@@ -24,7 +24,9 @@ class Engine:
     def throttle(self, speed: float, measured: float) -> None:
         self.throttled.append((speed, measured))
 
-    def measure_link(self, _host: int, _target: int, num_bytes: int, _repeats: int) -> float:
+    def measure_link(
+        self, _image: tuple[int, bool], _target: int, num_bytes: int, _repeats: int
+    ) -> float:
         self.probed_bytes = num_bytes
         return MEASURED
 
@@ -32,7 +34,8 @@ class Engine:
 def measured(throttle: float | None = None, room: int | None = None) -> tuple[Link, Engine]:
     engine = Engine()
     link = Link(cast("Any", engine), throttle)
-    host = SimpleNamespace(arena=SimpleNamespace(bytes=2**30, address=4096))
+    arena = SimpleNamespace(bytes=2**30, address=4096, is_pinned=lambda *_: True)
+    host = SimpleNamespace(arena=arena)
     link.measure(cast("Host", host), cast("Any", SimpleNamespace(reserve=lambda n: n)), room, True)
     return link, engine
 
