@@ -28,6 +28,29 @@ failed=0
 say() { printf '\n== %s (%ss) ==\n' "$1" "$SECONDS"; }
 # What hangs dies after so many seconds and says where each thread was.
 limited() { PYTHONFAULTHANDLER=1 timeout -s ABRT -k 10 "$@"; }
+# No rates, no full-size models, no compiler: under the tool a kernel takes some hundred times as
+# long. No backtraces either: with them the tool keeps every Python frame, and so every tensor,
+# alive. Several processes side by side: nothing is timed.
+sanitize() {
+  local chosen="not full and not throttled and not flex and not bench ${1:+and (${1#:})}"
+  local shards=${SANITIZE_SHARDS:-4} log shard test
+  for ((shard = 0; shard < shards; shard++)); do : >"$OUT/sanitizer-$shard.txt"; done
+  shard=0
+  while read -r test; do
+    echo "$test" >>"$OUT/sanitizer-$((shard++ % shards)).txt"
+  done < <($PYTHON -m pytest -q --collect-only -m gpu tests/gpu -k "$chosen" | grep ::)
+  for ((shard = 0; shard < shards; shard++)); do
+    log=$OUT/sanitizer-$shard
+    limited "${SANITIZE_S:-500}" \
+      compute-sanitizer --tool memcheck --show-backtrace no --error-exitcode 9 \
+      $PYTHON -m pytest -v --durations=10 -m gpu "@$log.txt" >"$log.log" 2>&1 &
+  done
+  local bad=0
+  for shard in $(jobs -p); do wait "$shard" || bad=1; done
+  grep -cE " (PASSED|FAILED|ERROR) " "$OUT"/sanitizer-*.log
+  tail -n 3 "$OUT"/sanitizer-*.log
+  return $bad
+}
 
 say build
 if ! $PYTHON setup.py -q build_ext --inplace >build-gpu.log 2>&1; then
@@ -47,17 +70,7 @@ for what in "$@"; do
     host) limited 120 $PYTHON -m benchmarks.host_cost --out "$OUT/$stamp-host.json" || failed=1 ;;
     allocator) limited 60 $PYTHON -m benchmarks.allocator --out "$OUT/$stamp-allocator.json" || failed=1 ;;
     attach) limited 200 $PYTHON -m benchmarks.attach ${ATTACH_OPTIONS:-} --out "$OUT/$stamp-attach.json" || failed=1 ;;
-    sanitize | sanitize:*)
-      # No rates, no full-size models, no compiler: a kernel takes some hundred times as long. No
-      # backtraces either: with them the tool keeps every Python frame, and so every tensor, alive.
-      chosen=${what#sanitize}
-      limited "${SANITIZE_S:-500}" \
-        compute-sanitizer --tool memcheck --show-backtrace no --error-exitcode 9 \
-        $PYTHON -m pytest -v --durations=10 -m gpu tests/gpu \
-        -k "not full and not throttled and not flex and not bench ${chosen:+and (${chosen#:})}" \
-        >"$OUT/sanitizer.log" 2>&1 || failed=1
-      grep -cE " (PASSED|FAILED|ERROR) " "$OUT/sanitizer.log"
-      tail -5 "$OUT/sanitizer.log" ;;
+    sanitize | sanitize:*) sanitize "${what#sanitize}" || failed=1 ;;
     bench:*)
       IFS=: read -r _ model steps <<<"$what"
       limited 400 $PYTHON -m blockswap bench --model "$model" --steps "${steps:-20}" \

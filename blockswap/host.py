@@ -59,8 +59,8 @@ class Host:
             engine: gets a bounce ring where not everything can be pinned; None: copies are the
                 host's own work, which needs none.
         """
-        if engine is not None:  # first, while there is something left to pin
-            self.bounce_bytes = engine.bounce(self._device, self.pinner, self._wanted_bounce_bytes)
+        if engine is not None and self._limit is not None and self._limit < self.arena.bytes:
+            self._bounce(engine)  # before the images take all that may be pinned
         for leaf, offset in enumerate(self.offsets):
             self._binding.place_host(leaf, self.arena, offset)
         with progress("moving weights to pinned memory", self.arena.bytes) as tick:
@@ -78,14 +78,16 @@ class Host:
                     done += self._binding.host(entry).nbytes
                     tick(done)
         self._binding.settle()
-        if engine is not None and not self.pageable_bytes:
-            self.bounce_bytes = engine.bounce(self._device, self.pinner, 0)
+        while engine is not None and self.pageable_bytes and not self.bounce_bytes:
+            self._bounce(engine)
+            if not self.bounce_bytes and not self.arena.unpin_last():
+                break  # the system pins nothing at all
 
-    @property
-    def _wanted_bounce_bytes(self) -> int:
-        total = max(int(self.arena.bytes), SMALLEST_BOUNCE_BYTES)
-        wanted = min(BOUNCE_BYTES, total)
-        return wanted if self._limit is None else min(wanted, self._limit // BOUNCE_SHARE)
+    def _bounce(self, engine: _C.Engine) -> None:
+        wanted = min(BOUNCE_BYTES, max(int(self.arena.bytes), SMALLEST_BOUNCE_BYTES))
+        if self._limit is not None:
+            wanted = min(wanted, self._limit // BOUNCE_SHARE)
+        self.bounce_bytes = engine.bounce(self._device, self.pinner, wanted)
 
     @property
     def pageable_bytes(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from blockswap import _C
 from blockswap.errors import ConfigError, UnsupportedError
 from blockswap.sizes import (
     ACCEPTED_SIZES,
@@ -28,7 +29,7 @@ Priority = int | Literal["pin"]
 _MODES: tuple[str, ...] = get_args(Mode)
 _COMPRESS = ("off", "auto", "f3", "e2")
 _MAX_COPY_STREAMS = 16
-SMALLEST_BOUNCE_BYTES = 4 * 2**16  # BounceRing::kLeastBytes
+SMALLEST_BOUNCE_BYTES: int = _C.LEAST_BOUNCE_BYTES
 BOUNCE_SHARE = 4  # the bounce ring takes this share of pinned memory at most
 SMALLEST_HOST_MEMORY = BOUNCE_SHARE * SMALLEST_BOUNCE_BYTES
 _MAX_BLOCK_COUNT = 10_000  # a larger int is a slip: bytes where blocks are counted

@@ -78,6 +78,7 @@ void bind_memory(py::module_& m) {
       .def("release", &Pool::release, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("bytes", &Pool::bytes);
 
+  m.attr("LEAST_BOUNCE_BYTES") = BounceRing::kLeastBytes;
   py::class_<Pinner, std::shared_ptr<Pinner>>(m, "Pinner")
       .def(py::init<std::shared_ptr<Device>, int64_t>(), py::arg("device"),
            py::arg("limit_bytes") = Pinner::kNoLimit)
@@ -98,6 +99,7 @@ void bind_memory(py::module_& m) {
           "pin", [](HostArena& arena, Pinner& pinner) { return arena.pin(pinner.calls()); },
           py::call_guard<py::gil_scoped_release>())
       .def("unpin", &HostArena::unpin, py::call_guard<py::gil_scoped_release>())
+      .def("unpin_last", &HostArena::unpin_last, py::call_guard<py::gil_scoped_release>())
       .def("chunk_end", &HostArena::chunk_end)
       .def("is_pinned", &HostArena::is_pinned, py::arg("offset"), py::arg("bytes"))
       .def("resident_bytes", &HostArena::resident_bytes)

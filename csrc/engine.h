@@ -22,12 +22,6 @@ struct EngineOptions {
   double link_bytes_per_second = 0.0;
 };
 
-// Where an image lies. What is not pinned cannot be copied behind the host's back.
-struct HostImage {
-  const void* address = nullptr;
-  bool is_pinned = true;
-};
-
 // What happened since load(); bytes and copies without the throttle's padding.
 struct Counters {
   int64_t steps = 0;

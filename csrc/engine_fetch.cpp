@@ -22,9 +22,8 @@ void Engine::copy_fixed(void* target, HostImage image, int64_t bytes) {
   }
   fetch.ready = residents_ready_;
   fetch.target = target;
-  fetch.host = image.address;
+  fetch.image = image;
   fetch.bytes = bytes;
-  fetch.is_pinned = image.is_pinned;
   residents_fetch_ = enqueue(fetch);
   residents_pending_ = true;
 }
@@ -63,9 +62,8 @@ void Engine::enqueue_fetch(const Action& action, Device::Stream stream) {
   }
   fetch.ready = track.ready;
   fetch.target = targets_[index];
-  fetch.host = images_[index].address;
+  fetch.image = images_[index];
   fetch.bytes = plan_.pieces[index].bytes;
-  fetch.is_pinned = images_[index].is_pinned;
   if (options_.throttle_bytes_per_second > 0.0) {
     fetch.slowdown = options_.link_bytes_per_second / options_.throttle_bytes_per_second;
   }

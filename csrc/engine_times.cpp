@@ -61,9 +61,8 @@ double Engine::measure_link(HostImage image, void* target, int64_t bytes, int re
   Fetch fetch;
   fetch.stream = copy_streams_[0];
   fetch.target = target;
-  fetch.host = image.address;
+  fetch.image = image;
   fetch.bytes = bytes;
-  fetch.is_pinned = image.is_pinned;
   const Device::Event begin = device_->make_event(Device::EventKind::kTimed);
   const Device::Event end = device_->make_event(Device::EventKind::kTimed);
   fetch.ready = begin;

@@ -10,6 +10,12 @@
 
 namespace blockswap {
 
+// Where an image lies. What is not pinned cannot be copied behind the host's back.
+struct HostImage {
+  const void* address = nullptr;
+  bool is_pinned = true;
+};
+
 // One image on its way to the device, with all that orders and times it. Borrows everything.
 struct Fetch {
   Device::Stream stream{};
@@ -18,9 +24,8 @@ struct Fetch {
   std::optional<Device::Event> begin, end;   // time the copy
   Device::Event ready{};
   void* target = nullptr;
-  const void* host = nullptr;
+  HostImage image;  // not pinned: by way of the bounce ring, if there is one
   int64_t bytes = 0;
-  bool is_pinned = true;  // false: by way of the bounce ring, if there is one
   double slowdown = 1.0;  // how many times as long the copy is to take
 };
 
@@ -46,10 +51,11 @@ void issue(Device& device, const Fetch& fetch, BounceRing* ring, Time time) {
   if (fetch.begin) {
     time(*fetch.begin);
   }
-  if (fetch.is_pinned || ring == nullptr) {
-    enqueue_copies(device, fetch.stream, fetch.target, fetch.host, fetch.bytes, fetch.slowdown);
+  const void* host = fetch.image.address;
+  if (fetch.image.is_pinned || ring == nullptr) {
+    enqueue_copies(device, fetch.stream, fetch.target, host, fetch.bytes, fetch.slowdown);
   } else {
-    ring->copy(fetch.stream, fetch.target, fetch.host, fetch.bytes, fetch.slowdown);
+    ring->copy(fetch.stream, fetch.target, host, fetch.bytes, fetch.slowdown);
   }
   device.record(fetch.ready, fetch.stream);
   if (fetch.end) {

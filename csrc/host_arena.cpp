@@ -166,18 +166,33 @@ void HostArena::let_go(size_t chunk) {
 void HostArena::unpin() {
   const std::lock_guard<std::mutex> one_at_a_time(pin_mutex_);
   for (size_t chunk = 0; chunk < chunk_offsets_.size(); ++chunk) {
-    std::function<void(void*)> call;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (!chunks_[chunk].pinned) {
-        continue;
-      }
-      chunks_[chunk].pinned = false;
-      call = std::move(chunks_[chunk].unpin);
-    }
-    call(base_ + chunk_offsets_[chunk]);
-    let_go(chunk);
+    unpin_chunk(chunk);
   }
+}
+
+int64_t HostArena::unpin_last() {
+  const std::lock_guard<std::mutex> one_at_a_time(pin_mutex_);
+  int64_t bytes = 0;
+  for (size_t chunk = chunk_offsets_.size(); chunk > 0 && bytes == 0; --chunk) {
+    bytes = unpin_chunk(chunk - 1);
+  }
+  return bytes;
+}
+
+int64_t HostArena::unpin_chunk(size_t chunk) {
+  std::function<void(void*)> call;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!chunks_[chunk].pinned) {
+      return 0;
+    }
+    chunks_[chunk].pinned = false;
+    call = std::move(chunks_[chunk].unpin);
+  }
+  const int64_t begin = chunk_offsets_[chunk];
+  call(base_ + begin);
+  let_go(chunk);
+  return chunk_end(begin) - begin;
 }
 
 bool HostArena::is_pinned(int64_t offset, int64_t bytes) const {

@@ -88,6 +88,8 @@ class HostArena {
   bool pin_range(const PinCalls& calls, int64_t offset, int64_t bytes);
   // Ends all registrations, with the calls that made them. No copy may be in flight.
   void unpin();
+  // The same for the last chunk that is registered; its bytes, 0 when none is.
+  int64_t unpin_last();
   bool is_pinned(int64_t offset, int64_t bytes) const;
   int64_t pinned_bytes() const;
   int64_t pageable_bytes() const { return bytes_ - pinned_bytes(); }
@@ -108,6 +110,7 @@ class HostArena {
   void check_range(int64_t offset, int64_t bytes, const char* verb) const;
   size_t chunk_at(int64_t offset) const;
   bool pin_chunk(const PinCalls& calls, size_t chunk);
+  int64_t unpin_chunk(size_t chunk);
   void let_go(size_t chunk);
   void discard_locked(int64_t begin, int64_t end);
 

@@ -20,12 +20,12 @@
 namespace blockswap {
 
 // The driver's error codes have the same numbers as the runtime's, on CUDA as on HIP.
-inline void check_cuda(cudaError_t status, const std::string& call) {
+inline void check_cuda(cudaError_t status, const char* call) {
   if (status == cudaSuccess) {
     return;
   }
   (void)cudaGetLastError();  // a sticky-free error must not surface in PyTorch's next call
-  const std::string text = call + ": " + cudaGetErrorString(status);
+  const std::string text = std::string(call) + ": " + cudaGetErrorString(status);
   if (status == cudaErrorMemoryAllocation) {
     throw OutOfMemory(text);
   }
@@ -33,7 +33,7 @@ inline void check_cuda(cudaError_t status, const std::string& call) {
 }
 
 #ifndef USE_ROCM
-inline void check_driver(CUresult status, const std::string& call) {
+inline void check_driver(CUresult status, const char* call) {
   check_cuda(static_cast<cudaError_t>(status), call);
 }
 
@@ -52,7 +52,7 @@ Function entry_point(const char* name) {
   return reinterpret_cast<Function>(address);
 }
 #else
-inline void check_driver(cudaError_t status, const std::string& call) { check_cuda(status, call); }
+inline void check_driver(cudaError_t status, const char* call) { check_cuda(status, call); }
 #endif
 
 }  // namespace blockswap

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import blockswap
+from blockswap import _C, host
 from blockswap.sizes import format_bytes
 from tests.accelerator.test_sessions import STEPS, Chain
 
@@ -77,6 +78,27 @@ def test_a_bound_above_the_weights_pins_them_all_and_needs_no_ring(
     assert report.pinned_bytes >= report.host_bytes
     assert report.bounce_bytes == 0
     assert report.notes == ()
+
+
+@pytest.mark.parametrize("grants", [0, 2 * MIB, 5 * MIB + MIB // 2], ids=["none", "few", "half"])
+def test_a_system_that_refuses_to_pin_gets_its_ring_from_what_it_did_pin(
+    accelerator: ModuleType, monkeypatch: pytest.MonkeyPatch, grants: int
+) -> None:
+    pinner = _C.Pinner
+    monkeypatch.setattr(_C, "Pinner", lambda device: pinner(device, grants))  # nobody set a bound
+    monkeypatch.setattr(host, "CHUNK_BYTES", MIB)
+    monkeypatch.setattr(host, "BOUNCE_BYTES", MIB)
+    model = Chain(WIDTHS, seed=8)
+    x = inputs(1)[0]
+    with torch.no_grad():
+        expected = model(x)
+        with blockswap.attach(model, device="fake", offload=WEIGHTS, check=True) as session:
+            for _ in range(STEPS):
+                assert torch.equal(model(x.to("fake")).cpu(), expected)
+            report = session.report()
+    assert report.pinned_bytes <= grants
+    assert bool(report.bounce_bytes) == bool(grants)
+    assert report.pinned_bytes >= grants - 2 * MIB  # no more was given up than the ring needed
 
 
 def test_lookahead_zero_and_pause_work_with_unpinned_weights(accelerator: ModuleType) -> None:

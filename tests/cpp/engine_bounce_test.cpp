@@ -2,12 +2,13 @@
 // ASan and TSan.
 
 #include <algorithm>
-#include <random>
 
 #include "engine_fixture.h"
 
 using namespace blockswap;
 using blockswap::test::Fixture;
+using blockswap::test::run_any_order;
+using blockswap::test::run_outrun;
 using blockswap::test::ThreadDevice;
 
 namespace {
@@ -43,35 +44,9 @@ TEST(images_larger_than_the_whole_ring_pass_part_by_part) {
   CHECK(f.device->unpinned_copies == 0);
 }
 
-TEST(any_order_skips_and_repeats_stay_right) {
-  std::mt19937 random(5);
-  for (int round = 0; round < 6; ++round) {
-    Fixture f({512, 256, 768, 256, 512, 256, 256}, std::vector<bool>(7, false),
-              768 + 256 * (round % 4), round % 2 == 0, 1 + round % 3, -1, kBounce);
-    for (int step = 0; step < 10; ++step) {
-      std::vector<int32_t> order = f.all();
-      if (step % 3 == 1) {
-        std::shuffle(order.begin(), order.end(), random);
-      } else if (step % 3 == 2) {
-        order.erase(order.begin() + static_cast<int>(random() % order.size()));
-        order.push_back(order[random() % order.size()]);
-      }
-      f.step(order);
-    }
-    f.device->synchronize(f.compute);
-    CHECK(f.wrong == 0);
-  }
-}
+TEST(any_order_skips_and_repeats_stay_right) { run_any_order(5, kBounce); }
 
-TEST(a_copy_that_nobody_used_is_over_before_any_piece_comes_into_its_range) {
-  Fixture f({256, 256, 512}, std::vector<bool>(3, false), 512, false, 3, -1, kBounce);
-  f.device->slow_copy_bytes = 512;
-  for (int step = 0; step < 5; ++step) {
-    f.step({0, 1});
-  }
-  f.device->synchronize(f.compute);
-  CHECK(f.wrong == 0);
-}
+TEST(a_copy_that_nobody_used_is_over_before_any_piece_comes_into_its_range) { run_outrun(kBounce); }
 
 TEST(lookahead_zero_copies_on_the_compute_stream) {
   Fixture f({512, 256, 768, 256}, std::vector<bool>(4, false), 1024, true, 1, 0, kBounce);
@@ -100,9 +75,8 @@ TEST(who_asks_for_copies_does_not_wait_for_the_stream_that_they_are_in) {
       fetch.stream = stream;
       fetch.ready = ready;
       fetch.target = target.data();
-      fetch.host = image.data();
+      fetch.image = {image.data(), /*is_pinned=*/false};
       fetch.bytes = static_cast<int64_t>(image.size());
-      fetch.is_pinned = false;
       thread.enqueue(fetch);
     }
     goes_on = true;  // only now, and still we came here

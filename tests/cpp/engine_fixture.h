@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -99,5 +100,37 @@ struct Fixture {
   std::vector<uint8_t> ring;
   std::atomic<int> wrong{0};
 };
+
+// Orders that no plan foresaw: shuffled, one piece left out and another twice.
+inline void run_any_order(unsigned seed, int64_t bounce_bytes) {
+  std::mt19937 random(seed);
+  for (int round = 0; round < 6; ++round) {
+    Fixture f({512, 256, 768, 256, 512, 256, 256}, std::vector<bool>(7, false),
+              768 + 256 * (round % 4), round % 2 == 0, 1 + round % 3, -1, bounce_bytes);
+    for (int step = 0; step < 10; ++step) {
+      std::vector<int32_t> order = f.all();
+      if (step % 3 == 1) {
+        std::shuffle(order.begin(), order.end(), random);
+      } else if (step % 3 == 2) {
+        order.erase(order.begin() + static_cast<int>(random() % order.size()));
+        order.push_back(order[random() % order.size()]);
+      }
+      f.step(order);
+    }
+    f.device->synchronize(f.compute);
+    CHECK(f.wrong == 0);
+  }
+}
+
+// Piece 2 fills the ring and is always skipped; 0 and 1 share its range, each on another stream.
+inline void run_outrun(int64_t bounce_bytes) {
+  Fixture f({256, 256, 512}, std::vector<bool>(3, false), 512, false, 3, -1, bounce_bytes);
+  f.device->slow_copy_bytes = 512;
+  for (int step = 0; step < 5; ++step) {
+    f.step({0, 1});
+  }
+  f.device->synchronize(f.compute);
+  CHECK(f.wrong == 0);
+}
 
 }  // namespace blockswap::test

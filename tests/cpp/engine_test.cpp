@@ -2,12 +2,13 @@
 // under ASan and TSan.
 
 #include <algorithm>
-#include <random>
 
 #include "engine_fixture.h"
 
 using namespace blockswap;
 using blockswap::test::Fixture;
+using blockswap::test::run_any_order;
+using blockswap::test::run_outrun;
 
 namespace {
 
@@ -36,36 +37,9 @@ TEST(one_copy_per_streamed_piece_and_step) {
   CHECK(counters.copies >= 30 && counters.copies <= 33);  // and what is fetched ahead
 }
 
-TEST(any_order_skips_and_repeats_stay_right) {
-  std::mt19937 random(3);
-  for (int round = 0; round < 6; ++round) {
-    Fixture f({512, 256, 768, 256, 512, 256, 256}, std::vector<bool>(7, false),
-              768 + 256 * (round % 4), round % 2 == 0, 1 + round % 3);
-    for (int step = 0; step < 10; ++step) {
-      std::vector<int32_t> order = f.all();
-      if (step % 3 == 1) {
-        std::shuffle(order.begin(), order.end(), random);
-      } else if (step % 3 == 2) {
-        order.erase(order.begin() + static_cast<int>(random() % order.size()));
-        order.push_back(order[random() % order.size()]);
-      }
-      f.step(order);
-    }
-    f.device->synchronize(f.compute);
-    CHECK(f.wrong == 0);
-  }
-}
+TEST(any_order_skips_and_repeats_stay_right) { run_any_order(3, 0); }
 
-TEST(a_copy_that_nobody_used_is_over_before_any_piece_comes_into_its_range) {
-  // Piece 2 fills the ring and is always skipped; 0 and 1 share its range, each on another stream.
-  Fixture f({256, 256, 512}, std::vector<bool>(3, false), 512, false, 3);
-  f.device->slow_copy_bytes = 512;
-  for (int step = 0; step < 5; ++step) {
-    f.step({0, 1});
-  }
-  f.device->synchronize(f.compute);
-  CHECK(f.wrong == 0);
-}
+TEST(a_copy_that_nobody_used_is_over_before_any_piece_comes_into_its_range) { run_outrun(0); }
 
 TEST(a_step_that_breaks_off_leaves_the_next_one_right) {
   Fixture f({512, 256, 768, 256}, std::vector<bool>(4, false), 1024, true);

@@ -87,6 +87,18 @@ TEST(a_chunk_that_the_driver_refuses_alone_stays_pageable) {
   CHECK(driver.num_unpins == 6 && driver.held.empty());
 }
 
+TEST(chunks_are_given_back_one_by_one_from_the_last_that_is_pinned) {
+  const ArenaLayout layout = HostArena::make_layout({64_KiB, 64_KiB, 64_KiB}, 64_KiB);
+  Driver driver;
+  HostArena arena(layout);
+  driver.refused = arena.data() + layout.chunk_offsets[2];
+  arena.pin(driver.calls());
+  CHECK(arena.unpin_last() == 64_KiB && arena.is_pinned(0, 64_KiB));
+  CHECK(!arena.is_pinned(64_KiB, 1) && driver.held.size() == 1);
+  CHECK(arena.unpin_last() == 64_KiB && driver.held.empty());
+  CHECK(arena.unpin_last() == 0 && driver.num_unpins == 2);
+}
+
 TEST(fill_pins_each_chunk_once_and_only_when_it_is_complete) {
   Sources sources(odd_sizes(120, 200_KiB), 256_KiB);
   for (auto& copy : sources.copies) {
