@@ -54,7 +54,7 @@ sanitize() {
 
 say build
 if ! $PYTHON setup.py -q build_ext --inplace >build-gpu.log 2>&1; then
-  tail -40 build-gpu.log
+  grep -m 40 -A 8 -E 'error|FAILED' build-gpu.log || tail -40 build-gpu.log
   exit 1
 fi
 for what in "$@"; do

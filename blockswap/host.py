@@ -78,16 +78,18 @@ class Host:
                     done += self._binding.host(entry).nbytes
                     tick(done)
         self._binding.settle()
-        while engine is not None and self.pageable_bytes and not self.bounce_bytes:
-            self._bounce(engine)
-            if not self.bounce_bytes and not self.arena.unpin_last():
+        if engine is None or self.bounce_bytes or not self.pageable_bytes:
+            return
+        while not self._bounce(engine):
+            if not self.arena.unpin_last():
                 break  # the system pins nothing at all
 
-    def _bounce(self, engine: _C.Engine) -> None:
+    def _bounce(self, engine: _C.Engine) -> bool:
         wanted = min(BOUNCE_BYTES, max(int(self.arena.bytes), SMALLEST_BOUNCE_BYTES))
         if self._limit is not None:
             wanted = min(wanted, self._limit // BOUNCE_SHARE)
         self.bounce_bytes = engine.bounce(self._device, self.pinner, wanted)
+        return self.bounce_bytes > 0
 
     @property
     def pageable_bytes(self) -> int:

@@ -58,7 +58,7 @@ class GpuPages final : public Pages {
     CUdeviceptr address{};
     check_driver(driver_.reserve(&address, static_cast<size_t>(bytes),
                                  static_cast<size_t>(page_bytes_), CUdeviceptr{}, 0),
-                 "cuMemAddressReserve of " + format_bytes(bytes));
+                 ("cuMemAddressReserve of " + format_bytes(bytes)).c_str());
     return (uint64_t)address;
   }
   void release(uint64_t address, int64_t bytes) noexcept override {
