@@ -50,7 +50,7 @@ CachingPool::~CachingPool() {
     return;  // the driver may be gone; it takes the memory with it
   }
   try {
-    synchronize_locked();
+    synchronize_device_locked();  // streams may be gone
     for (const auto& [address, allocation] : allocations_) {
       allocation.heap->free(allocation.block, 0);
     }
@@ -68,7 +68,7 @@ CachingPool::~CachingPool() {
 void* CachingPool::allocate(int64_t bytes, Device::Stream stream) {
   const int64_t rounded = checked_bytes(bytes);
   std::unique_lock lock(mutex_);
-  const Heap::Owner owner = owner_of_locked(stream);
+  const Heap::Owner owner = live_owner_locked(stream);
   if (rounded > std::min(limit_bytes_, pages_->total_bytes())) {
     refusal_.clear();
     report_full_locked(rounded);  // whatever is freed or given back first: nothing would help
@@ -90,7 +90,7 @@ void* CachingPool::allocate(int64_t bytes, Device::Stream stream) {
 void* CachingPool::allocate_unused(int64_t bytes, Device::Stream stream) {
   const int64_t rounded = checked_bytes(bytes);
   std::lock_guard lock(mutex_);
-  Heap::Block* block = try_allocate_unused_locked(rounded, owner_of_locked(stream));
+  Heap::Block* block = try_allocate_unused_locked(rounded, live_owner_locked(stream));
   if (block == nullptr) {
     report_full_locked(rounded);
   }
@@ -111,7 +111,7 @@ void CachingPool::free(void* address, Device::Stream stream) {
   Allocation& allocation = found->second;
   Heap::Block* block = allocation.block;
   StreamClock& clock = clock_of(block->owner);
-  add_user_locked(allocation, stream);
+  add_user_locked(allocation, owner_of_locked(stream));
 
   // What may throw comes first: the block then still is the caller's.
   std::vector<Use> uses;
@@ -145,20 +145,19 @@ void CachingPool::free_sync(void* address) {
 
 void CachingPool::record_use(void* address, Device::Stream stream) {
   std::lock_guard lock(mutex_);
-  add_user_locked(find_locked(address)->second, stream);
+  add_user_locked(find_locked(address)->second, live_owner_locked(stream));
 }
 
 bool CachingPool::try_record_use(void* address, Device::Stream stream) {
   std::lock_guard lock(mutex_);
   const auto found = allocations_.find(reinterpret_cast<uint64_t>(address));
   if (found != allocations_.end()) {
-    add_user_locked(found->second, stream);
+    add_user_locked(found->second, live_owner_locked(stream));
   }
   return found != allocations_.end();
 }
 
-void CachingPool::add_user_locked(Allocation& allocation, Device::Stream stream) {
-  const Heap::Owner user = owner_of_locked(stream);
+void CachingPool::add_user_locked(Allocation& allocation, Heap::Owner user) {
   std::vector<Heap::Owner>& users = allocation.users;
   if (user != allocation.block->owner &&
       std::find(users.begin(), users.end(), user) == users.end()) {
@@ -174,6 +173,12 @@ Heap::Owner CachingPool::owner_of_locked(Device::Stream stream) {
   }
   clocks_.push_back(std::make_unique<StreamClock>(device_, stream));
   return static_cast<Heap::Owner>(clocks_.size() - 1);
+}
+
+Heap::Owner CachingPool::live_owner_locked(Device::Stream stream) {
+  const Heap::Owner owner = owner_of_locked(stream);
+  clock_of(owner).note_alive();
+  return owner;
 }
 
 CachingPool::Allocations::iterator CachingPool::find_locked(void* address) {

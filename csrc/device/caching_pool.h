@@ -135,9 +135,10 @@ class CachingPool {
   Heap& heap_for(int64_t bytes) { return bytes <= kSmallBytes ? small_ : large_; }
   StreamClock& clock_of(Heap::Owner owner) { return *clocks_[static_cast<size_t>(owner)]; }
   Heap::Owner owner_of_locked(Device::Stream stream);
+  Heap::Owner live_owner_locked(Device::Stream stream);  // whoever asks will use it
   Allocations::iterator find_locked(void* address);
   void* note_allocated_locked(Heap::Block* block);
-  void add_user_locked(Allocation& allocation, Device::Stream stream);
+  void add_user_locked(Allocation& allocation, Heap::Owner user);
 
   Heap::Block* ask_for_locked(std::unique_lock<std::mutex>& lock, int64_t bytes, Heap::Owner owner);
   Heap::Block* try_allocate_locked(int64_t bytes, Heap::Owner owner);
@@ -149,6 +150,7 @@ class CachingPool {
   void share_done_locked();
   void take_from_others_locked(Heap& heap, Heap::Owner owner);
   void synchronize_locked();
+  void synchronize_device_locked();
   void free_pending_locked();
   int64_t give_back_locked(int64_t at_least_bytes);
   int64_t give_back_from_locked(Heap& heap, int64_t at_least_bytes);

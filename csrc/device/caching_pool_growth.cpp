@@ -146,6 +146,15 @@ void CachingPool::synchronize_locked() {
   share_done_locked();
 }
 
+void CachingPool::synchronize_device_locked() {
+  device_->synchronize_all();
+  for (const auto& clock : clocks_) {
+    clock->note_idle();
+  }
+  free_pending_locked();
+  share_done_locked();
+}
+
 Heap::Block* CachingPool::grow_locked(Heap& heap, int64_t bytes, Heap::Owner owner) {
   for (;;) {
     const int64_t missing_bytes = try_grow_locked(heap, bytes, owner);

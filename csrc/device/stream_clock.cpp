@@ -37,12 +37,15 @@ int64_t StreamClock::mark() {
     spare_.push_back(device_->make_event(Device::EventKind::kOrders));
   }
   try {
-    device_->record(spare_.back(), stream_);
+    if (!is_dead_) {
+      device_->record(spare_.back(), stream_);
+    }
   } catch (const DeadStream&) {
+    is_dead_ = true;
+  }
+  if (is_dead_) {
     device_->synchronize_all();
-    reach(now_);
-    unmarked_bytes_ = 0;
-    return now_++;
+    return note_idle();
   }
   marks_.push_back({now_, spare_.back()});
   spare_.pop_back();
@@ -60,6 +63,12 @@ void StreamClock::note_freed(int64_t bytes) {
   } else {
     unmarked_bytes_ += bytes;
   }
+}
+
+int64_t StreamClock::note_idle() {
+  reach(now_);
+  unmarked_bytes_ = 0;
+  return now_++;
 }
 
 // All marks up to that tick's are done.
@@ -83,8 +92,9 @@ void StreamClock::catch_up() {
   int num_looks = 1;
   if (unmarked_bytes_ > 0) {
     try {
-      num_looks = device_->is_idle(stream_) ? kIdleLooks : 1;
-    } catch (const DeadStream&) {  // mark() sees to it
+      num_looks = !is_dead_ && device_->is_idle(stream_) ? kIdleLooks : 1;
+    } catch (const DeadStream&) {
+      is_dead_ = true;
     }
     mark();
   }

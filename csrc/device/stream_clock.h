@@ -13,8 +13,8 @@ namespace blockswap {
 // that runs. What was enqueued at tick t is over once done() >= t, so that one mark answers for all
 // that was enqueued before it and nothing has to be recorded per use.
 // Owns its events. The stream may be destroyed before it: the host then waits for the device where
-// it would have made a mark, since nothing else tells when such a stream's work is over. Not
-// thread-safe.
+// it would have made a mark, since nothing else tells when such a stream's work is over. The driver
+// may say so once; a second call on such a stream has crashed one. Not thread-safe.
 class StreamClock {
  public:
   StreamClock(std::shared_ptr<Device> device, Device::Stream stream);
@@ -23,6 +23,8 @@ class StreamClock {
   StreamClock& operator=(const StreamClock&) = delete;
 
   Device::Stream stream() const { return stream_; }
+  // Somebody gives us work of this stream: it is alive, if need be as a new one of the same handle.
+  void note_alive() { is_dead_ = false; }
   // The tick of what is enqueued now.
   int64_t now() const { return now_; }
   // As the last poll(), catch_up() or synchronize() found it.
@@ -41,6 +43,8 @@ class StreamClock {
   void make_wait(Device::Stream other);
   // The host waits for all that this stream has enqueued.
   void synchronize();
+  // The whole device has ended all that was enqueued; ends the tick and returns it.
+  int64_t note_idle();
 
  private:
   struct Mark {
@@ -57,6 +61,7 @@ class StreamClock {
   int64_t now_ = 1;
   int64_t done_ = 0;
   int64_t unmarked_bytes_ = 0;  // freed since the last mark
+  bool is_dead_ = false;        // the driver must not hear of it again
 };
 
 }  // namespace blockswap

@@ -95,6 +95,31 @@ TEST(a_stream_that_is_destroyed_takes_no_memory_with_it) {
   CHECK(f.use(6 * kMiB, kB) == block);
   CHECK(f.use(kMiB, kB) == shared);
   CHECK(f.device->num_synchronized() == 1);
+  f.pool.reset();
+  CHECK(f.device->num_calls_on_dead() == 1);
+}
+
+TEST(a_stream_destroyed_while_nobody_looks_is_not_touched_by_a_pool_that_ends) {
+  Fixture f;
+  f.pool->free(f.use(3 * kMiB, kA), kA);
+  f.device->destroy_under_the_pool(kA);
+  f.pool.reset();
+  CHECK(f.device->num_calls_on_dead() == 0);
+}
+
+TEST(a_new_stream_with_a_dead_ones_handle_waits_for_nobody) {
+  Fixture f(16 * kMiB);
+  void* block = f.use(6 * kMiB, kA);
+  f.device->destroy_under_the_pool(kA);
+  f.pool->free(block, kA);
+  f.pool->free(f.use(14 * kMiB, kB), kB);  // takes A's: the host waits for the device
+  CHECK(f.device->num_synchronized() == 1);
+  f.device->make_anew(kA);
+  f.device->finish_all();
+  block = f.use(6 * kMiB, kA);
+  f.pool->free(block, kA);
+  CHECK(f.use(6 * kMiB, kB) != block);  // A still computes
+  CHECK(f.device->num_synchronized() == 1);
 }
 
 TEST(a_block_whose_users_nobody_knows_is_free_for_all_once_the_device_is_done) {

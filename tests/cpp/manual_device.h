@@ -47,6 +47,10 @@ class ManualDevice final : public Device {
   int64_t live_bytes() const { return live_bytes_; }
   // Its owner destroys the stream. What it has enqueued goes on.
   void destroy_under_the_pool(Stream stream) { dead_.insert(stream); }
+  // Its owner makes a new one, which gets the same handle.
+  void make_anew(Stream stream) { dead_.erase(stream); }
+  // A real driver tells of a destroyed stream once, if ever; the next call may crash it.
+  int num_calls_on_dead() const { return num_calls_on_dead_; }
   // That call from now on which may fail does; 0 = none.
   void fail_at(int64_t call) { fail_at_ = call; }
   // All calls fail for a reason that no driver has.
@@ -125,8 +129,10 @@ class ManualDevice final : public Device {
 
  private:
   static size_t index(Stream stream) { return static_cast<size_t>(stream); }
-  void check_alive(Stream stream) const {
-    if (dead_.count(stream) != 0) throw DeadStream("this stream was destroyed");
+  void check_alive(Stream stream) {
+    if (dead_.count(stream) == 0) return;
+    ++num_calls_on_dead_;
+    throw DeadStream("this stream was destroyed");
   }
   Clock& clock(Event event) { return events_.at(static_cast<uint64_t>(event)); }
   bool is_reached(const Clock& clock) const {
@@ -142,6 +148,7 @@ class ManualDevice final : public Device {
   std::map<uint64_t, Clock> events_;
   std::map<void*, int64_t> sizes_;
   std::set<Stream> dead_;
+  int num_calls_on_dead_ = 0;
   uint64_t last_event_ = 0;
   bool has_no_memory_ = false;
   int64_t live_bytes_ = 0, fail_at_ = 0, num_calls_ = 0, num_waits_ = 0, num_synchronized_ = 0;

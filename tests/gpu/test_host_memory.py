@@ -32,4 +32,5 @@ def test_unpinned_weights_stream_bit_identical_within_the_bound(host_memory: str
         for output, wanted in zip(outputs, expected, strict=True):
             assert torch.equal(output, wanted)
         report = session.report()
-    assert 0 < report.bounce_bytes < report.pinned_bytes <= int(host_memory[:-3]) * MIB
+    # A leaf of 64 MiB does not fit beside the ring under the smaller bound.
+    assert 0 < report.bounce_bytes <= report.pinned_bytes <= int(host_memory[:-3]) * MIB
