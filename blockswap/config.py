@@ -21,6 +21,7 @@ class ResolvedConfig:
     """SwapConfig as plain numbers for one device; None means that the planner decides."""
 
     vram_bytes: int | None
+    reserve_bytes: int | None
     offload_bytes: int | None
     offload_blocks: int | None
     offload_blocks_per_list: dict[str, int] | None
@@ -48,7 +49,8 @@ class SwapConfig:
             a float in (0, 1] or ``"80%"``. None: what is free.
         offload: how much stays off the device. An int counts blocks, a dict counts them per list
             (``{"transformer_blocks": 19}``), text is bytes of weights (``"8GiB"``).
-        reserve: bytes left to other programs (not supported yet).
+        reserve: bytes of device memory left to other programs, on top of the margin that stays
+            free without it; what they take beyond that is made room for between steps.
         host_memory: bound on pinned host bytes, 1 MiB or more. What may not be pinned passes
             through a small pinned ring. None: as much as the system allows.
         swap_space: bytes of the ring. None: the planner decides.
@@ -140,7 +142,7 @@ class SwapConfig:
 
         Raises:
             CapError: ``vram`` is more than the device has, a share of an unknown total, or less
-                than ``swap_space``.
+                than ``swap_space``; ``reserve`` leaves nothing, or the total is not known.
         """
         vram_bytes: int | None = None
         if isinstance(self.vram, float):
@@ -164,6 +166,7 @@ class SwapConfig:
         offload = self.offload
         return ResolvedConfig(
             vram_bytes=vram_bytes,
+            reserve_bytes=_checked_reserve(self.reserve, total_device_bytes),
             offload_bytes=parse_size(offload, "offload") if isinstance(offload, str) else None,
             offload_blocks=offload if isinstance(offload, int) else None,
             offload_blocks_per_list=dict(offload) if isinstance(offload, Mapping) else None,
@@ -204,6 +207,22 @@ class SwapConfig:
                         f"offload[{name!r}]={count} but that list has {counts[name]} blocks:"
                         f" give 0 to {counts[name]}"
                     )
+
+
+def _checked_reserve(reserve: int | str | None, total_bytes: int | None) -> int | None:
+    if not isinstance(reserve, int):
+        return None
+    if total_bytes is None:
+        raise CapError(
+            f"reserve is {format_bytes(reserve)}, but how much memory this device has is not known:"
+            " leave it out"
+        )
+    if reserve >= total_bytes:
+        raise CapError(
+            f"reserve is {format_bytes(reserve)} but the device has {format_bytes(total_bytes)}:"
+            " lower reserve"
+        )
+    return reserve
 
 
 def _refuse_ring_above_cap(swap_space_bytes: int, vram_bytes: int) -> None:

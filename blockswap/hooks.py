@@ -41,6 +41,9 @@ class Entrance(Protocol):
     def leave(self, module: nn.Module, completed: bool = True) -> None:
         """Close the gate if ``module`` opened it."""
 
+    def relieve(self, error: torch.OutOfMemoryError) -> None:
+        """Hear that PyTorch had no memory in a forward that has ended."""
+
     def abort(self) -> None:
         """Close the gate after an interruption."""
 
@@ -121,9 +124,11 @@ class _Door:
             session.enter(module, args, kwargs)
             try:
                 output = original(*args, **kwargs)
-            except Exception:
+            except Exception as error:
                 try:
                     session.leave(module, completed=False)
+                    if isinstance(error, torch.OutOfMemoryError):
+                        session.relieve(error)
                 except Exception:
                     logger.exception("%s failed, and closing it, too", type(module).__name__)
                 raise

@@ -33,6 +33,10 @@ HOST_SECONDS_OF_COPIES = 2.0
 MOST_SLOWDOWN = 4.0  # each repeats a copy, which costs the host time again
 RELEARN_AFTER = 3  # steps in a row that did not go as planned
 
+# After PyTorch was out of memory: kept free beyond the peak that was seen, each time.
+LEAST_SPARE_BYTES = 2**20
+SPARE_SHARE = 4
+
 
 class Stage(Enum):
     """How far learning is for one input shape."""
@@ -59,6 +63,9 @@ class Learned:
         settling_steps: how many of those there are to be.
         unmeasured_seconds: of the one among them whose pieces were not measured.
         torch_peak_bytes: the most that PyTorch held in a step, pool excluded.
+        step_bytes: how much of it came in the step.
+        granted_bytes: what others left for the plan; None: nobody asked.
+        spare_bytes: what is kept free on top, since memory was out once.
     """
 
     stage: Stage = Stage.TRACE
@@ -75,6 +82,9 @@ class Learned:
     settling_steps: int = SETTLING_STEPS
     unmeasured_seconds: float = 0.0
     torch_peak_bytes: int = 0
+    step_bytes: int = 0
+    spare_bytes: int = 0
+    granted_bytes: int | None = None
     plan: _C.Plan | None = None
     request: _C.PlanRequest | None = None
     disordered_steps: int = 0
@@ -86,6 +96,18 @@ class Learned:
         One of the steps under the first plan is not: its time tells what measuring costs.
         """
         return self.stage is not Stage.SETTLE or done != self.settling_steps - 2
+
+    def note_peak(self, torch_bytes: int, held_bytes: int) -> None:
+        """Note what PyTorch held at a step's peak, and what at its begin."""
+        self.torch_peak_bytes = max(self.torch_peak_bytes, torch_bytes)
+        self.step_bytes = max(self.step_bytes, torch_bytes - held_bytes)
+
+    def forget_plan(self) -> None:
+        """Memory was out under the plan: learn the times anew, and keep more free than before."""
+        self.spare_bytes += max(LEAST_SPARE_BYTES, self.step_bytes // SPARE_SHARE)
+        self.plan = self.request = None
+        self.seconds.clear()
+        self.enter(Stage.TRACE)
 
     def enter(self, stage: Stage) -> None:
         """Go on to a stage."""

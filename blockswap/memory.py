@@ -17,9 +17,7 @@ import torch
 
 from blockswap import _C
 from blockswap.errors import ConfigError, UseError
-
-# Context, fragments and the driver's own needs: left free when no cap is given.
-FREE_SHARE = 0.90
+from blockswap.room import Reading, margin_bytes
 
 
 class DeviceMemory:
@@ -104,16 +102,23 @@ class DeviceMemory:
         """Return the device's memory; None when it is not known."""
         return int(self._module.mem_get_info(self.device)[1]) if self._module else None
 
-    def available_bytes(self) -> int | None:
-        """Return what this process may hold in all: what it holds plus what is free.
-
-        At most `FREE_SHARE` of the device.
-        """
+    def reading(self) -> Reading | None:
+        """Return who holds the device's memory now; None when it is not known."""
         if self._module is None:
             return None
-        free, total = self._module.mem_get_info(self.device)
-        held = getattr(self._module, "memory_reserved", self._module.memory_allocated)
-        return int(min(FREE_SHARE * total, held(self.device) + free))
+        pool = self.pool.bytes if self.pool is not None else 0
+        return Reading(int(self._module.mem_get_info(self.device)[0]), self._cached_bytes(), pool)
+
+    def available_bytes(self) -> int | None:
+        """Return what PyTorch may take beyond what its tensors hold; None when it is not known."""
+        now, total = self.reading(), self.total_bytes()
+        if now is None or total is None:
+            return None
+        return now.free + now.cached - margin_bytes(total)
+
+    def _cached_bytes(self) -> int:
+        reserved = getattr(self._module, "memory_reserved", None)
+        return int(reserved(self.device)) - self.allocated_bytes() if reserved else 0
 
     def give_back(self) -> int:
         """Return PyTorch's unused cached memory to the device; the bytes given back."""

@@ -117,6 +117,14 @@ def _size(name: str, value: object, accepted: str = ACCEPTED_SIZES) -> int | Non
     return num_bytes
 
 
+def _reserve(name: str, value: object) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        value = parse_int(value, name, "accepted: bytes, or text with a unit ('2GiB')")
+    return parse_size(value, name)
+
+
 def _host_memory(name: str, value: object) -> int | None:
     num_bytes = _size(name, value)
     if num_bytes is not None and num_bytes < SMALLEST_HOST_MEMORY:
@@ -252,7 +260,7 @@ CONVERT: dict[str, Callable[[str, object], object]] = {
     "device": _device,
     "vram": _vram,
     "offload": _offload,
-    "reserve": _unsupported,
+    "reserve": _reserve,
     "host_memory": _host_memory,
     "swap_space": _size,
     "block_size": _size,

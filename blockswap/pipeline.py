@@ -200,7 +200,7 @@ class PipelineSession:
 
     def _make_room(self, guest: Guest) -> None:
         free = self._memory.available_bytes()
-        fits = free is None or guest.num_bytes <= free - self._memory.allocated_bytes()
+        fits = free is None or guest.num_bytes <= free - int(self.config.reserve or 0)
         for session in self.sessions.values():
             if self.config.vram is not None or not fits:
                 session.vacate()

@@ -84,15 +84,15 @@ class Profile(BaseModel):
                 tail_seconds=leaf.tail_seconds,
                 host_seconds=leaf.host_seconds,
             )
-            for leaf in steward.request.leaves
+            for leaf in steward.plans.request.leaves
         ]
         return cls(
             model=name_of(session.model),
             device=_device_name(state.device),
-            blocks=[(block.name, block.list) for block in steward.request.blocks],
+            blocks=[(block.name, block.list) for block in steward.plans.request.blocks],
             leaves=leaves,
             fixed_bytes=(learned.torch_peak_bytes or state.fixed.bytes) + state.small_bytes,
-            link_bytes_per_s=steward.link.speed,
+            link_bytes_per_s=steward.plans.link.speed,
             head_seconds=learned.head_seconds,
             head_host_seconds=learned.head_host_seconds,
             host_seconds_per_copy=learned.host_seconds_per_copy,

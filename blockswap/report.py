@@ -149,6 +149,11 @@ class Report:
     # Events since attach.
     mispredicted: int = 0  # pieces that ran out of order
     refetched: int = 0  # pieces fetched again after an edit
+    # Since attach: plans for less and for more memory, because others took or left it; forwards
+    # that PyTorch ended for lack of memory.
+    sheds: int = 0
+    growths: int = 0
+    ooms: int = 0
     # The plan.
     num_pieces: int = 0
     num_resident_pieces: int = 0
@@ -256,6 +261,10 @@ class Report:
             format_bytes(self.host_bytes),
             f"{format_bytes(self.pinned_bytes)} pinned{ring}",
         )
+
+        if self.sheds or self.growths:
+            changes = f"{_count(self.sheds, 'shed')}, {_count(self.growths, 'growth')}"
+            yield "others", changes, "plans for what other programs took or left"
 
     def _time_rows(self) -> Iterable[tuple[str, str, str]]:
         copies = f"per step in {_count(self.copies_per_step, 'copy', 'copies')}"

@@ -94,14 +94,14 @@ class Requests:
 
         Args:
             order: leaf numbers.
-            room_bytes: what the cap leaves for ring and activations; None: no cap.
+            room_bytes: what there is for ring and activations; None: no bound.
         """
         request = self._request(Learned(order=list(order)), ASSUMED_LINK_BYTES_PER_S)
         config = self._config
         wanted = LEARNING_RING_BYTES if room_bytes is None else room_bytes // LEARNING_SHARE
         if config.swap_space_bytes is not None:
             wanted = min(wanted, config.swap_space_bytes)
-        elif config.mode == "layerwise" and room_bytes is None:
+        elif config.mode == "layerwise" and config.vram_bytes is None:
             wanted = min(wanted, int(LAYERWISE_RING * self.largest_bytes))
         total = sum(self._image_bytes[leaf] for leaf in order)
         ring = max(self.largest_bytes, min(wanted, LEARNING_RING_BYTES, total))

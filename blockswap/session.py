@@ -67,10 +67,7 @@ class Session:
         return self._steward.report(self.state)
 
     def timeline(self) -> Timeline | None:
-        """Return when each piece of the last step was copied and run; waits for that step.
-
-        None before the first step, and when nothing streams.
-        """
+        """Return when each piece of the last step ran, after it; None if nothing streams yet."""
         return self._steward.timeline()
 
     def pause(self) -> None:
@@ -193,6 +190,11 @@ class Session:
                 f"{', '.join(edited[:3])} changed during a forward; such a change would be lost:"
                 " edit weights between forwards, or call session.pause() first"
             )
+
+    def relieve(self, error: torch.OutOfMemoryError) -> None:
+        """Give memory back after PyTorch had none in a forward."""
+        if not self.gate.is_open:
+            self._steward.after_out_of_memory(error)
 
     def abort(self) -> None:
         """Close the gate after an interruption; the next forward starts clean."""

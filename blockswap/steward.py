@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import Callable, Hashable
 
+import torch
+
 from blockswap import _C
-from blockswap.errors import CapError
 from blockswap.learning import (
     RELEARN_AFTER,
     SETTLING_STEPS_OF_HOST,
@@ -21,11 +22,10 @@ from blockswap.learning import (
     traced_runs,
     with_strangers,
 )
-from blockswap.link import Link
 from blockswap.model_state import ModelState
+from blockswap.plans import Plans, Totals
 from blockswap.refine import refine
 from blockswap.report import Report, State, Timeline
-from blockswap.request import MARGIN_BYTES, Requests
 from blockswap.sizes import format_bytes
 from blockswap.telling import make_report, make_timeline, pageable_note
 
@@ -42,7 +42,8 @@ class Steward:
 
     Attributes:
         runs: leaf numbers of the pieces that began to run in this step, in order.
-        plan, request, order: what is installed.
+        plans: what is installed.
+        totals: what happened since attach.
     """
 
     def __init__(self, state: ModelState, on_install: Callable[[], None]) -> None:
@@ -50,14 +51,14 @@ class Steward:
         self._on_install = on_install
         self.runs: list[int] = []
         self.notes: list[str] = []
-        self.request: _C.PlanRequest
-        self.link: Link
-        self.steps = self.mispredicted = self.refetched = 0
+        self.plans: Plans
+        self.totals = Totals()
+        self.steps = 0
         self._learned: dict[Hashable, Learned] = {}
         self._key: Hashable = None
         self._seen = self._steps_of_plan = 0  # mispredictions so far; steps under the plan
         self._usually_missed: int | None = None  # mispredictions in a step under the plan
-        self._completed = self._is_vacated = False
+        self._completed = False
         self._is_alone = False  # a block runs outside its model's forward
 
     @property
@@ -81,20 +82,11 @@ class Steward:
         self.stop()
         self.notes.clear()
         state.memory.watch()
-        self._requests = Requests(
-            state.leaves, state.config, state.priorities, state.host.image_bytes, state.host.follows
-        )
-        self._room: int | None = None
-        self._cap = state.config.vram_bytes
-        self._available = state.memory.available_bytes() if self._cap is None else None
-        if self._cap is not None:
-            self._room = max(0, self._cap - state.memory.allocated_bytes())
-        self.link = Link(state.engine, state.config.throttle_gb_per_s)
-        self.link.measure(state.host, state.pool, self._room, state.device.type == "cuda")
+        self.plans = Plans(state, self.notes, self.totals, self._installed)
         if state.is_asynchronous and (note := pageable_note(state.host)):
             self.notes.append(note)
             logger.warning(note)
-        self._stream([leaf.index for leaf in state.leaves.streamable])
+        self.plans.stream([leaf.index for leaf in state.leaves.streamable], self.learned)
 
     def stop(self) -> None:
         """Forget what is installed; what was learned holds only for it."""
@@ -106,8 +98,7 @@ class Steward:
         if self._completed and self._key is not None:
             self._advance(self.learned)
         self._completed = False
-        self._is_vacated = True
-        self.state.vacate()
+        self.plans.vacate()
 
     # Steps ---------------------------------------------------------------------------------------
 
@@ -126,17 +117,23 @@ class Steward:
         if key is None:
             self._completed = False
             self.state.engine.measure(False)
-            if self._is_vacated:
-                self._stream(self.order)
+            if not self.plans.is_placed:
+                self.plans.stream(self.plans.order, self.learned)
             return
-        if key != self._key or self._is_vacated:
+        if key != self._key or not self.plans.is_placed:
             self._switch(key)
+        elif self.is_ready:
+            self.plans.follow(self.learned)
         self._completed = False
         self.runs = []
         self.state.engine.measure(self._measures())
         self._steps_of_plan += 1
         if not self.is_ready:
             self.state.memory.begin_span()
+            self._held_bytes = self._torch_bytes(self.state.memory.allocated_bytes())
+
+    def _torch_bytes(self, counted_bytes: int) -> int:
+        return counted_bytes - (self.state.pool.bytes if self.state.memory.counts_pool else 0)
 
     def _measures(self) -> bool:
         """Whether to time each piece of the next step: host and device pay for five events each."""
@@ -149,19 +146,44 @@ class Steward:
         self.steps += 1
         self._completed = completed = completed and not self._is_alone
         if completed and self._key is not None and not self.is_ready:
-            pool = self.state.pool.bytes if self.state.memory.counts_pool else 0
-            peak = self.state.memory.span_peak_bytes() - pool
-            self.learned.torch_peak_bytes = max(self.learned.torch_peak_bytes, peak)
+            peak = self._torch_bytes(self.state.memory.span_peak_bytes())
+            self.learned.note_peak(peak, self._held_bytes)
+
+    def after_out_of_memory(self, error: torch.OutOfMemoryError) -> None:
+        """PyTorch found no memory in the step that has just failed: give ours back.
+
+        The next step of this input streams everything, and the plan after it keeps more free.
+
+        Args:
+            error: gets a note that says so.
+        """
+        self.totals.ooms += 1
+        learned, held = self.learned, format_bytes(self.state.pool.bytes)
+        if self._key is None or self.traces:
+            note = (
+                f"blockswap held {held} for its smallest ring: make the input smaller, decode in"
+                " tiles, or free memory that other programs hold"
+            )
+        else:
+            learned.forget_plan()
+            self.plans.vacate()
+            note = (
+                f"blockswap held {held} for residents and ring and has given them back: call again,"
+                " and the step streams everything first. It fails only if that is not enough"
+            )
+        logger.warning("PyTorch is out of memory: %s", note)
+        if hasattr(error, "add_note"):  # Python 3.11
+            error.add_note(note)
 
     def _switch(self, key: Hashable) -> None:
-        self.link.slow_down(1.0)  # learning of the shape before may have slowed it
+        self.plans.link.slow_down(1.0)  # learning of the shape before may have slowed it
         known = self.learned.order
         self._key = key
         learned = self._learned.setdefault(key, Learned())
         if learned.plan is not None and learned.request is not None:
-            self._install(learned.plan, learned.request, learned.order)
-        elif learned.order or known or self._is_vacated:
-            self._stream(learned.order or known or self.order)
+            self.plans.install(learned)
+        elif learned.order or known or not self.plans.is_placed:
+            self.plans.stream(learned.order or known or self.plans.order, learned)
 
     def _advance(self, learned: Learned) -> None:
         strangers = self.state.strangers - set(learned.order)
@@ -176,21 +198,22 @@ class Steward:
             return
         learned.steps += 1
         if learned.stage is Stage.TRACE:
-            order = traced_order(self.runs) or self.order
+            order = traced_order(self.runs) or self.plans.order
             learned.runs = traced_runs(self.runs)
             read = [u.index for u in self.state.units.values() if u.is_read_outside]
             self._time(learned, order + [leaf for leaf in read if leaf not in order])
         elif learned.stage is Stage.TIME:
             times = self.state.engine.step_times()
-            take_times(learned, times, self._members())
-            self.link.slow_down(1.0)
+            take_times(learned, times, self.plans.members())
+            self.plans.link.slow_down(1.0)
             if learned.steps == 1 and self.state.is_asynchronous:
                 host = self.state.engine.host_times()
-                self.link.outlast(host.step_seconds, times.step_seconds, self.plan.streamed_bytes)
+                streamed_bytes = self.plans.plan.streamed_bytes
+                self.plans.link.outlast(host.step_seconds, times.step_seconds, streamed_bytes)
             if learned.steps >= TIMED_STEPS:
-                learned.plan, learned.request = self._make_plan(learned)
+                learned.plan, learned.request = self.plans.make(learned)
                 learned.enter(Stage.SETTLE)
-                self._install(learned.plan, learned.request, learned.order)
+                self.plans.install(learned)
         else:
             self._watch_settling(learned)
             if learned.steps >= learned.settling_steps:
@@ -202,7 +225,7 @@ class Steward:
         learned.order = order
         self.state.engine.stop()
         self.state.host.arrange(order)
-        self._stream(order)
+        self.plans.stream(order, learned)
         learned.enter(Stage.TIME)
 
     def _watch_settling(self, learned: Learned) -> None:
@@ -217,17 +240,20 @@ class Steward:
 
     def _settle(self, learned: Learned) -> None:
         """Plan once more with the times of a real step; prefer the plan that runs."""
-        refine(learned, times := self.state.engine.step_times(), learned.hosts, self._members())
-        sizes = [piece.bytes for piece in self.plan.pieces]
-        speed = copy_speed(times, sizes, self.request.link.seconds_per_copy)
+        times = self.state.engine.step_times()
+        refine(learned, times, learned.hosts, self.plans.members())
+        sizes = [piece.bytes for piece in self.plans.plan.pieces]
+        speed = copy_speed(times, sizes, self.plans.request.link.seconds_per_copy)
         if speed > 0:
-            self.link.learn(speed)
-        plan, request = self._make_plan(learned)
-        _C.predict(self.plan, request)
-        if plan.predicted_seconds < WORTH_INSTALLING * self.plan.predicted_seconds:
-            self._install(plan, request, learned.order)
-        self.request = request
-        learned.plan, learned.request = self.plan, request
+            self.plans.link.learn(speed)
+        plan, request = self.plans.make(learned)
+        _C.predict(self.plans.plan, request)
+        if plan.predicted_seconds < WORTH_INSTALLING * self.plans.plan.predicted_seconds:
+            learned.plan, learned.request = plan, request
+            self.plans.install(learned)
+            return
+        self.plans.request = request
+        learned.plan, learned.request = self.plans.plan, request
 
     def _watch_order(self, learned: Learned) -> None:
         """Learn anew when steps keep running otherwise than planned."""
@@ -244,58 +270,11 @@ class Steward:
             learned.disordered_steps = 0
             learned.seconds.clear()
             learned.enter(Stage.TRACE)
-            self._stream(learned.order)
+            self.plans.stream(learned.order, learned)
 
-    # Plans ---------------------------------------------------------------------------------------
-
-    def _members(self) -> list[list[int]]:
-        """Return the leaves of each installed piece."""
-        return [self.order[p.first_leaf : p.end_leaf] for p in self.plan.pieces]
-
-    def _stream(self, order: list[int]) -> None:
-        plan, request = self._requests.streaming(order, self._room)
-        self._install(plan, request, order)
-
-    def _make_plan(self, learned: Learned) -> tuple[_C.Plan, _C.PlanRequest]:
-        budget = self._budget(learned)
-        pinned = {u.index for u in self.state.units.values() if u.is_read_outside}
-        for unit in self.state.units.values():
-            note = f"{unit.name} stays on the device: its weights are read outside its own call"
-            if unit.is_read_outside and note not in self.notes:
-                self.notes.append(note)
-        try:
-            return self._requests.planned(learned, self.link.speed, budget, pinned)
-        except CapError:
-            if not pinned:
-                raise
-            return self._requests.planned(learned, self.link.speed, budget, set())
-
-    def _budget(self, learned: Learned) -> int | None:
-        """Return what the cap leaves for residents and ring."""
-        cap = self._cap if self._cap is not None else self._available
-        if cap is None:
-            return None
-        taken = learned.torch_peak_bytes + self.state.small_bytes + MARGIN_BYTES
-        smallest = self._requests.largest_bytes
-        if cap - taken < smallest and self._cap is not None:
-            raise CapError(
-                f"the cap is {format_bytes(cap)}, but activations and weights outside the blocks"
-                f" take {format_bytes(learned.torch_peak_bytes)} for this input, small parameters"
-                f" {format_bytes(self.state.small_bytes)}, and the smallest ring"
-                f" {format_bytes(smallest)}: raise vram to {format_bytes(taken + smallest)} or"
-                " make the input smaller"
-            )
-        return max(cap - taken, smallest)
-
-    def _install(self, plan: _C.Plan, request: _C.PlanRequest, order: list[int]) -> None:
-        counters = self.state.engine.counters
-        self.mispredicted += counters.mispredicted
-        self.refetched += counters.refetched
+    def _installed(self) -> None:
         self._seen, self._usually_missed = 0, None
-        self.plan, self.request, self.order = plan, request, list(order)
-        self.state.place(plan, request, self.order, self.learned.runs)
         self._steps_of_plan = 0
-        self._is_vacated = False
         self._on_install()
 
     def timeline(self) -> Timeline | None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def make_timeline(steward: Steward) -> Timeline | None:
     """Return the last complete step's timeline; None when nothing streamed or ran."""
     times = steward.state.engine.step_times()
-    pieces = steward.plan.pieces
-    leaves, blocks = steward.request.leaves, steward.request.blocks
+    pieces = steward.plans.plan.pieces
+    leaves, blocks = steward.plans.request.leaves, steward.plans.request.blocks
     spans = []
     for span in times.pieces:
         first = leaves[pieces[span.piece].first_leaf]
@@ -42,8 +42,8 @@ def make_timeline(steward: Steward) -> Timeline | None:
         1e3 * times.step_seconds,
         tuple(spans),
         fixed_bytes=steward.state.fixed.bytes,
-        resident_bytes=steward.plan.resident_bytes + steward.state.small_bytes,
-        ring_bytes=steward.plan.ring_bytes,
+        resident_bytes=steward.plans.plan.resident_bytes + steward.state.small_bytes,
+        ring_bytes=steward.plans.plan.ring_bytes,
     )
 
 
@@ -86,7 +86,7 @@ def make_report(steward: Steward, session_state: State) -> Report:
             copies_per_step=0,
             link_gb_per_s=None,
         )
-    plan, counters = steward.plan, state.engine.counters
+    plan, counters = steward.plans.plan, state.engine.counters
     state.memory.note_peak()
     timeline = make_timeline(steward)
     step_seconds = state.engine.step_times().step_seconds
@@ -116,21 +116,24 @@ def make_report(steward: Steward, session_state: State) -> Report:
         peak_device_bytes=state.memory.peak_device_bytes or None,
         streamed_bytes=plan.streamed_bytes,
         copies_per_step=len(streamed),
-        link_gb_per_s=_measured_link(timeline) or steward.link.speed / 1e9,
-        idle_link_gb_per_s=steward.link.measured / 1e9,
+        link_gb_per_s=_measured_link(timeline) or steward.plans.link.speed / 1e9,
+        idle_link_gb_per_s=steward.plans.link.measured / 1e9,
         throttle_gb_per_s=state.config.throttle_gb_per_s,
         step_ms=1e3 * step_seconds if step_seconds > 0 else None,
         stall_ms=stall_ms if timeline or (step_seconds > 0 and not streams) else None,
         predicted_ms=1e3 * plan.predicted_seconds if ready else None,
         bound_ms=1e3 * plan.bound_seconds if ready else None,
         overlap=max(0.0, 1 - stall_ms / busy_ms) if busy_ms > 0 else None,
-        mispredicted=steward.mispredicted + counters.mispredicted,
-        refetched=steward.refetched + counters.refetched,
+        mispredicted=steward.totals.mispredicted + counters.mispredicted,
+        refetched=steward.totals.refetched + counters.refetched,
+        sheds=steward.totals.sheds,
+        growths=steward.totals.growths,
+        ooms=steward.totals.ooms,
         num_pieces=len(plan.pieces),
         num_resident_pieces=len(plan.pieces) - len(streamed),
         stalls=_stalls(timeline),
         notes=tuple(steward.notes),
-        explain=_C.explain(plan, steward.request) if ready else "",
+        explain=_C.explain(plan, steward.plans.request) if ready else "",
     )
 
 

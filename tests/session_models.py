@@ -161,8 +161,8 @@ def leaves_by_piece(session: Session, resident: bool) -> list[list[str]]:
     steward = session._steward
     names = {leaf.index: leaf.name for leaf in session._state.leaves.streamable}
     return [
-        [names[index] for index in steward.order[piece.first_leaf : piece.end_leaf]]
-        for piece in steward.plan.pieces
+        [names[index] for index in steward.plans.order[piece.first_leaf : piece.end_leaf]]
+        for piece in steward.plans.plan.pieces
         if piece.resident == resident
     ]
 
@@ -174,7 +174,7 @@ def leaf_names(session: Session, resident: bool) -> set[str]:
 
 def piece_bytes(session: Session) -> list[int]:
     """Return the size of each streamed piece."""
-    return [piece.bytes for piece in session._steward.plan.pieces if not piece.resident]
+    return [piece.bytes for piece in session._steward.plans.plan.pieces if not piece.resident]
 
 
 def blocks_of(leaves: set[str]) -> set[str]:

@@ -151,11 +151,21 @@ def test_more_blocks_than_the_model_has_are_refused_with_both_numbers():
 # --- the other options --------------------------------------------------------------------------
 
 
+def test_reserve_is_bytes_and_may_be_nothing():
+    assert SwapConfig(reserve="2GiB").resolve(8 * GIB).reserve_bytes == 2 * GIB
+    assert SwapConfig(reserve=0).resolve(8 * GIB).reserve_bytes == 0
+    assert SwapConfig().resolve(8 * GIB).reserve_bytes is None
+    for junk in (-1, "junk", 0.5, True, "80%"):
+        with pytest.raises(ConfigError, match="reserve"):
+            SwapConfig(reserve=junk)
+    for much in (8 * GIB, "9GiB"):
+        with pytest.raises(CapError, match=r"but the device has 8.00 GiB: lower reserve"):
+            SwapConfig(reserve=much).resolve(8 * GIB)
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("reserve", "1GiB"),
-        ("reserve", 0),
         ("donors", "cuda:1,8GiB;cpu,*"),
         ("compress", "auto"),
         ("compress", "f3"),

@@ -47,7 +47,7 @@ def test_every_option_stands_in_the_table_with_its_default() -> None:
     ],
 )
 def test_every_method_of_a_session_is_named_on_its_page(page: str, cls: type) -> None:
-    hears_only_hooks = {"abort", "enter", "leave", "fetch_whole", "log_run"}
+    hears_only_hooks = {"abort", "enter", "leave", "relieve", "fetch_whole", "log_run"}
     hears_only_hooks |= {"binding", "token", "units"}
     public = {name for name in vars(cls) if not name.startswith("_")} - hears_only_hooks
     assert not {name for name in public if not re.search(rf"\b{name}\b", read(page))}

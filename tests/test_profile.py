@@ -54,7 +54,7 @@ def test_a_profile_holds_what_the_session_planned_with():
     learned, units = session._steward.learned, session._state.units
     assert [leaf.name for leaf in profile.leaves] == [units[i].name for i in learned.order]
     assert [leaf.seconds for leaf in profile.leaves] == [learned.seconds[i] for i in learned.order]
-    assert profile.link_bytes_per_s == session._steward.link.speed
+    assert profile.link_bytes_per_s == session._steward.plans.link.speed
     session.detach()
 
 

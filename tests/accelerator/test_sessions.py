@@ -208,7 +208,7 @@ def test_the_hosts_own_time_is_learned_apart_from_the_devices(accelerator: Modul
         learned = session._steward.learned
         assert learned.host_seconds_per_copy > 0
         assert sum(learned.host_seconds.values()) + learned.head_host_seconds > 0
-        assert session._steward.plan.host_seconds > learned.host_seconds_per_copy
+        assert session._steward.plans.plan.host_seconds > learned.host_seconds_per_copy
 
 
 def test_two_models_of_a_step_stream_in_one_cycle(accelerator: ModuleType) -> None:

@@ -16,6 +16,7 @@ class FakeDeviceModule(ModuleType):
     def __init__(self, extension: ModuleType) -> None:
         super().__init__("torch.fake")
         self._extension = extension
+        self._others: dict[int, int] = {}  # what other programs hold, by device
 
     # --- devices ---------------------------------------------------------------------------------
 
@@ -164,8 +165,9 @@ class FakeDeviceModule(ModuleType):
 
     def mem_get_info(self, device: Any = None) -> tuple[int, int]:
         """Free and total bytes, where total is the limit."""
-        limit = int(self._extension.limit_bytes(self._index(device)))
-        return max(0, limit - self.memory_allocated(device)), limit
+        ours = int(self._extension.limit_bytes(self._index(device)))
+        others = self._others.get(self._index(device), 0)
+        return max(0, ours - self.memory_allocated(device)), ours + others
 
     def empty_cache(self) -> None:
         pass
@@ -175,7 +177,20 @@ class FakeDeviceModule(ModuleType):
     def set_limit(self, limit_bytes: int | None, device: Any = 0) -> None:
         """Bytes that a device may have allocated; None: the default of 64 GiB."""
         limit = self._extension.default_limit_bytes if limit_bytes is None else limit_bytes
+        self._others.pop(self._index(device), None)
         self._extension.set_limit(self._index(device), limit)
+
+    def others(self, device: Any = None) -> int:
+        """What other programs hold."""
+        return self._others.get(self._index(device), 0)
+
+    def set_others(self, num_bytes: int, device: Any = 0) -> None:
+        """Let another program hold so much of the limit; it must be free."""
+        free, total = self.mem_get_info(device)
+        before = self._others.get(self._index(device), 0)
+        assert num_bytes <= free + before, "another program cannot take what is not free"
+        self._extension.set_limit(self._index(device), total - num_bytes)
+        self._others[self._index(device)] = num_bytes
 
     def set_copy_delay(self, seconds_per_byte: float, seconds_per_copy: float = 0.0) -> None:
         """Make each copy_ that is called from now on last longer, on the worker of its stream."""

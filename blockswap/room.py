@@ -1,0 +1,101 @@
+"""How much of a device residents and ring may take while others use it, too. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 2**20
+# Left free for the driver, for fragments and so that a neighbour's next request succeeds before the
+# next step makes room for it: never less than this on a card of 8 GiB or more.
+LEAST_MARGIN_BYTES = 768 * MIB
+MARGIN_SHARE = 32  # of the device's memory, where that is more
+MOST_MARGIN_SHARE = 10  # of a small device
+# What PyTorch reserves beyond what its tensors take at their peak.
+FRAGMENTS_SHARE = 20
+# Shares of the margin: fewer bytes taken or left than these move nothing. A request of 512 MiB must
+# find room on a card of 8 GiB whatever was taken before: 768 * (1 - 1/4 - 1/16) > 512.
+SHED_SHARE, GROW_SHARE, LOOK_SHARE = 4, 2, 16
+# Steps in a row that see more room before it is taken: a neighbour may want it back.
+GROW_AFTER = 2
+
+
+def margin_bytes(total_bytes: int) -> int:
+    """Return what stays free on a device of so many bytes."""
+    wanted = max(LEAST_MARGIN_BYTES, total_bytes // MARGIN_SHARE)
+    return min(wanted, total_bytes // MOST_MARGIN_SHARE)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Who holds a device's memory, in bytes.
+
+    Attributes:
+        free: what the driver could give.
+        cached: what PyTorch holds without using it.
+        pool: what residents, ring and small parameters take.
+    """
+
+    free: int
+    cached: int
+    pool: int
+
+
+class Room:
+    """Follows free memory: gives room up at once, takes it when it stays.
+
+    The pool changes only when free memory is off by a good part of the margin, so that what comes
+    and goes in small parts moves nothing.
+
+    Args:
+        total_bytes: the device's memory.
+        reserve_bytes: to leave to others on top of the margin.
+    """
+
+    def __init__(self, total_bytes: int, reserve_bytes: int = 0) -> None:
+        self._margin = margin_bytes(total_bytes)
+        self._keep_free = self._margin + reserve_bytes
+        self._roomy_steps = 0
+        self._free_seen: int | None = None
+
+    def is_as_seen(self, free_bytes: int) -> bool:
+        """Whether so little has changed since the last look that none is due: looking costs."""
+        seen = self._free_seen
+        if seen is None or self._roomy_steps or abs(free_bytes - seen) >= self._margin // LOOK_SHARE:
+            self._free_seen = free_bytes
+            return False
+        return True
+
+    def look_again(self) -> None:
+        """The pool has changed: the next look counts."""
+        self._free_seen = None
+
+    def budget(self, now: Reading, step_bytes: int) -> int:
+        """Return what the pool may take; not positive when others leave too little.
+
+        Args:
+            now: the device, between two steps.
+            step_bytes: what PyTorch's tensors take at the peak of a step beyond what they take now.
+        """
+        needed = step_bytes + step_bytes // FRAGMENTS_SHARE
+        return now.pool + now.free + now.cached - needed - self._keep_free
+
+    def is_off(self, now: Reading, step_bytes: int, wants_more: bool) -> bool:
+        """Whether to plan for another budget before the next step.
+
+        Args:
+            now: the device, as for `budget`.
+            step_bytes: as for `budget`.
+            wants_more: the pool would use more room if it had it.
+        """
+        spare = self.budget(now, step_bytes) - now.pool
+        if spare < -(self._margin // SHED_SHARE):
+            self._roomy_steps = 0
+            return True
+        if not wants_more or spare <= self._margin // GROW_SHARE:
+            self._roomy_steps = 0
+            return False
+        self._roomy_steps += 1
+        if self._roomy_steps < GROW_AFTER:
+            return False
+        self._roomy_steps = 0
+        return True
