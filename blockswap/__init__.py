@@ -15,7 +15,8 @@ from blockswap.errors import (  # noqa: E402
     UseError,
 )
 from blockswap.pieces import leaf_bytes  # noqa: E402
-from blockswap.pipeline import PipelineReport, PipelineSession  # noqa: E402
+from blockswap.pipeline import PipelineSession  # noqa: E402
+from blockswap.pipeline_report import PipelineReport  # noqa: E402
 from blockswap.report import Report, Timeline  # noqa: E402
 from blockswap.session import Session  # noqa: E402
 

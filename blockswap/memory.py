@@ -11,13 +11,21 @@ import weakref
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 
 from blockswap import _C
 from blockswap.errors import ConfigError, UseError
 from blockswap.room import Reading, margin_bytes
+
+
+class Held(Protocol):
+    """Device memory that somebody holds beside PyTorch's tensors."""
+
+    @property
+    def bytes(self) -> int:
+        """Return how much."""
 
 
 class DeviceMemory:
@@ -41,7 +49,7 @@ class DeviceMemory:
         self._key = (device.type, device.index or 0)
         # CUDA's pool lies outside PyTorch's allocator; other devices count it as theirs.
         self.counts_pool = device.type not in ("cuda", "cpu")
-        self.pool: _C.Pool | None = None
+        self.pool: Held | None = None
         self.watches = False
         self.peak_allocated_bytes = self.peak_device_bytes = 0
         self._module: ModuleType | _InstalledPool | None = None
@@ -68,6 +76,12 @@ class DeviceMemory:
         """Return the most that they held in this span."""
         return int(self._module.max_memory_allocated(self.device)) if self._module else 0
 
+    def span_peaks(self) -> tuple[int, int]:
+        """Return the same, and the most with what PyTorch cached."""
+        span = self.span_peak_bytes()
+        reserved = getattr(self._module, "max_memory_reserved", None)
+        return span, max(span, int(reserved(self.device))) if reserved else span
+
     def watch(self) -> None:
         """Count peaks from here on."""
         self.begin_span()
@@ -90,13 +104,9 @@ class DeviceMemory:
         """Take the span's peak so far with the pool as it is now, before that changes."""
         if not self.watches:
             return
-        span = self.span_peak_bytes()
-        allocated_bytes = span + self.pool_beside_bytes
-        reserved = getattr(self._module, "max_memory_reserved", None)
-        unused_bytes = int(reserved(self.device)) - span if reserved else 0
-        device_bytes = allocated_bytes + unused_bytes
-        self.peak_allocated_bytes = max(self.peak_allocated_bytes, allocated_bytes)
-        self.peak_device_bytes = max(self.peak_device_bytes, device_bytes)
+        span, reserved = (peak + self.pool_beside_bytes for peak in self.span_peaks())
+        self.peak_allocated_bytes = max(self.peak_allocated_bytes, span)
+        self.peak_device_bytes = max(self.peak_device_bytes, reserved)
 
     def total_bytes(self) -> int | None:
         """Return the device's memory; None when it is not known."""

@@ -54,7 +54,7 @@ class ModelState:
         )
         self.driver = _C.make_device(self.device.type, self.device.index or 0)
         self.engine = _C.Engine(self.driver, self.config.copy_streams, self.config.check)
-        self.pool = self.memory.pool = _C.Pool(self.driver)
+        self.memory.pool = self.pool = _C.Pool(self.driver)
         self.token = torch.zeros(1, dtype=torch.uint8, device=self.device)
         self.binding = _C.Binding(self.token, self.engine)
         self._origins: list[torch.device] = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from torch.utils.hooks import RemovableHandle
 
 from blockswap.config import SwapConfig
 from blockswap.errors import CapError, ConfigError, UseError
-from blockswap.guests import Guest, GuestReport, Turns
+from blockswap.guests import Guest, Turns
+from blockswap.history import MemoryHistory, Recorder, recording
 from blockswap.memory import DeviceMemory
-from blockswap.report import Report, State
+from blockswap.pipeline_report import PipelineReport
+from blockswap.report import State
 from blockswap.session import Session
 from blockswap.sizes import format_bytes
 
@@ -39,30 +42,6 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
         parts = {f"{name}.nets.{i}": net for i, net in enumerate(nets)} if nets else {name: part}
         found |= {n: p for n, p in parts.items() if all(p is not other for other in found.values())}
     return found
-
-
-@dataclasses.dataclass(frozen=True)
-class PipelineReport:
-    """What happened to a pipeline's components.
-
-    Attributes:
-        parts: the reports of the denoisers' sessions, by component.
-        guests: the components that compute whole, by name.
-    """
-
-    parts: dict[str, Report]
-    guests: dict[str, GuestReport]
-
-    def __str__(self) -> str:
-        parts = [f"pipe.{name}\n{report}" for name, report in self.parts.items()]
-        guests = [f"pipe.{name}: {report}" for name, report in self.guests.items()]
-        return "\n\n".join([*parts, "\n".join(guests)]).rstrip()
-
-    def to_json(self) -> str:
-        """Return all reports as one JSON object, by component."""
-        parts = {name: json.loads(part.to_json()) for name, part in self.parts.items()}
-        guests = {name: dataclasses.asdict(guest) for name, guest in self.guests.items()}
-        return json.dumps(parts | guests)
 
 
 class PipelineSession:
@@ -91,6 +70,7 @@ class PipelineSession:
         self._memory = DeviceMemory(config.target_device())
         self._turns = Turns(self._make_room, self._take_note, self._end_turn)
         self._handles: list[RemovableHandle] = []
+        self._recorder: Recorder | None = None
         self._hook()
         pipe.__dict__[KEY] = self
 
@@ -143,6 +123,22 @@ class PipelineSession:
             session.detach()
         if self.pipe.__dict__.get(KEY) is self:
             del self.pipe.__dict__[KEY]
+
+    @contextlib.contextmanager
+    def record(self) -> Iterator[MemoryHistory]:
+        """Record who holds the device's memory while the pipeline is called inside the block.
+
+        >>> with session.record() as history:  # doctest: +SKIP
+        ...     image = pipe("a red fox").images[0]
+        >>> history.save("memory.png")  # doctest: +SKIP
+        """
+        cap = self.config.resolve(self._memory.total_bytes()).vram_bytes
+        memory = DeviceMemory(self.config.target_device())
+        with recording(memory, cap, self.sessions) as (self._recorder, history):
+            try:
+                yield history
+            finally:
+                self._recorder = None
 
     def refresh(self) -> None:
         """As `Session.refresh`, for every denoiser."""
@@ -207,6 +203,7 @@ class PipelineSession:
         for session in self.sessions.values():
             session._state.memory.unwatch()
         self._memory.begin_span()
+        self._record(guest.name)
 
     def _take_note(self, guest: Guest) -> None:
         """Note the peak of a turn, which is not the denoisers'."""
@@ -220,6 +217,11 @@ class PipelineSession:
         for session in self.sessions.values():
             if session._state.is_taken:
                 session._state.memory.watch()
+        self._record("")
+
+    def _record(self, part: str) -> None:
+        if self._recorder is not None:
+            self._recorder.note(part)
 
 
 def attach_pipeline(pipe: Any, config: SwapConfig, attach: Any) -> PipelineSession:

@@ -59,8 +59,8 @@ class Room:
 
     def is_as_seen(self, free_bytes: int) -> bool:
         """Whether so little has changed since the last look that none is due: looking costs."""
-        seen = self._free_seen
-        if seen is None or self._roomy_steps or abs(free_bytes - seen) >= self._margin // LOOK_SHARE:
+        seen, tolerance = self._free_seen, self._margin // LOOK_SHARE
+        if seen is None or self._roomy_steps or abs(free_bytes - seen) >= tolerance:
             self._free_seen = free_bytes
             return False
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from types import ModuleType
@@ -146,3 +147,42 @@ def test_component_above_the_cap_is_refused(accelerator: ModuleType, tmp_path: P
     pipe.text_encoder_2.to(torch.float64)
     with pytest.raises(CapError, match=r"pipe\..* computes as a whole, but the cap is"):
         blockswap.attach(pipe, device="fake", vram="200KiB")
+
+
+def test_a_recording_shows_every_turn_its_peak_and_what_others_record_stays_right(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call = make("sdxl", tmp_path)
+    call = {k: v.to("fake") if isinstance(v, torch.Tensor) else v for k, v in call.items()}
+    expected = on_fake(pipe, call)
+    cap = accelerator.memory_allocated() + 20 * MIB
+    with blockswap.attach(pipe, device="fake", vram=cap) as session:
+        draw(pipe, call)
+        plain = session.report()
+        with session.record() as history:
+            assert np.array_equal(draw(pipe, call), expected)
+        recorded = session.report()
+        num_moments = len(history.moments)
+        draw(pipe, call)
+        assert len(history.moments) == num_moments  # nobody records any more
+    parts = [moment.part for moment in history.moments if moment.part]
+    assert parts == ["text_encoder", "text_encoder_2", *["unet"] * 4, "vae"]
+    ends = [after for before, after in itertools.pairwise(history.moments) if before.part == "unet"]
+    assert all(0 < end.pool_bytes < end.peak_bytes <= cap for end in ends)
+    assert max(e.peak_bytes for e in ends) <= recorded.parts["unet"].peak_allocated_bytes
+    in_vae = next(a for b, a in itertools.pairwise(history.moments) if b.part == "vae")
+    assert in_vae.peak_bytes == recorded.guests["vae"].peak_bytes == plain.guests["vae"].peak_bytes
+    seconds = [moment.seconds for moment in history.moments]
+    assert seconds == sorted(seconds)
+
+
+def test_a_recording_ends_with_an_error_and_leaves_no_hook(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call = make("sdxl", tmp_path)
+    with blockswap.attach(pipe, device="fake", offload="4MB") as session:
+        hooks = len(pipe.unet._forward_hooks), len(pipe.unet._forward_pre_hooks)
+        with pytest.raises(ValueError, match="height"), session.record() as history:
+            pipe(**call | {"height": 65})
+        assert (len(pipe.unet._forward_hooks), len(pipe.unet._forward_pre_hooks)) == hooks
+        assert [moment.part for moment in history.moments] == ["", ""]
