@@ -11,8 +11,8 @@ from torch import nn
 from blockswap.attached import session_of
 from blockswap.blocks import Block, find_blocks, list_counts
 from blockswap.config import SwapConfig
+from blockswap.device_memory import DeviceMemory
 from blockswap.errors import ConfigError, UseError
-from blockswap.memory import DeviceMemory
 from blockswap.pieces import Leaves, find_leaves
 from blockswap.pipeline import PipelineSession, attach_pipeline, is_pipeline
 from blockswap.preflight import check_attachable

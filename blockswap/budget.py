@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from blockswap import _C
 from blockswap.config import ResolvedConfig
+from blockswap.device_memory import DeviceMemory
 from blockswap.errors import CapError
 from blockswap.learning import Learned
-from blockswap.memory import DeviceMemory
 from blockswap.request import MARGIN_BYTES, Requests
 from blockswap.room import Room
 from blockswap.sizes import format_bytes

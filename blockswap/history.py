@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blockswap.device_memory import DeviceMemory
 from blockswap.files import PICTURES, check_file
-from blockswap.memory import DeviceMemory
 
 if TYPE_CHECKING:
     from blockswap.session import Session

@@ -1,145 +1,20 @@
-"""What a device's memory holds, and our caching pool as PyTorch's allocator.
+"""Our caching pool as PyTorch's allocator.
 
-For users: `install` makes the pool the allocator of the process (`is_installed`), `pool` that of a
+`install` makes the pool the allocator of the process (`is_installed`), `pool` that of a
 part of it; `stats`, `snapshot`, `save_snapshot`, `trim` and `set_limit` are about one device's.
 """
 
 from __future__ import annotations
 
 import pickle
-import weakref
 from os import PathLike
 from pathlib import Path
-from types import ModuleType
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 
 from blockswap import _C
 from blockswap.errors import ConfigError, UseError
-from blockswap.room import Reading, margin_bytes
-
-
-class Held(Protocol):
-    """Device memory that somebody holds beside PyTorch's tensors."""
-
-    @property
-    def bytes(self) -> int:
-        """Return how much."""
-
-
-class DeviceMemory:
-    """Reads and resets PyTorch's statistics of one device, in bytes.
-
-    PyTorch keeps one peak per device. So that no user of it loses what another one began, all note
-    the peak before any of them starts a new span. The CPU keeps no such statistics: what PyTorch
-    holds is 0 there, and the device's total is unknown.
-
-    Attributes:
-        pool: what this user holds beside PyTorch's allocator, if anything.
-        watches: whether the peaks below grow.
-        peak_allocated_bytes: the most that PyTorch's tensors and the pool held together.
-        peak_device_bytes: the same with what PyTorch keeps reserved.
-    """
-
-    _all: ClassVar[weakref.WeakSet[DeviceMemory]] = weakref.WeakSet()
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._key = (device.type, device.index or 0)
-        # CUDA's pool lies outside PyTorch's allocator; other devices count it as theirs.
-        self.counts_pool = device.type not in ("cuda", "cpu")
-        self.pool: Held | None = None
-        self.watches = False
-        self.peak_allocated_bytes = self.peak_device_bytes = 0
-        self._module: ModuleType | _InstalledPool | None = None
-        if device.type != "cpu":
-            self._module = torch.get_device_module(device)
-        if device.type == "cuda" and _installed:
-            self._module = _InstalledPool()
-        self._all.add(self)
-
-    def allocated_bytes(self) -> int:
-        """Return what PyTorch's tensors hold now."""
-        return int(self._module.memory_allocated(self.device)) if self._module else 0
-
-    @property
-    def pool_beside_bytes(self) -> int:
-        """Return what the pool holds beyond what PyTorch counts."""
-        return 0 if self.pool is None or self.counts_pool else self.pool.bytes
-
-    def free_bytes(self) -> int | None:
-        """Return what the driver could give now; None when it is not known."""
-        return int(self._module.mem_get_info(self.device)[0]) if self._module else None
-
-    def span_peak_bytes(self) -> int:
-        """Return the most that they held in this span."""
-        return int(self._module.max_memory_allocated(self.device)) if self._module else 0
-
-    def span_peaks(self) -> tuple[int, int]:
-        """Return the same, and the most with what PyTorch cached."""
-        span = self.span_peak_bytes()
-        reserved = getattr(self._module, "max_memory_reserved", None)
-        return span, max(span, int(reserved(self.device))) if reserved else span
-
-    def watch(self) -> None:
-        """Count peaks from here on."""
-        self.begin_span()
-        self.watches = True
-
-    def unwatch(self) -> None:
-        """Count peaks no more, until `watch`."""
-        self.note_peak()
-        self.watches = False
-
-    def begin_span(self) -> None:
-        """Start a new span, after everybody who watches this device has noted the last one."""
-        for memory in list(self._all):
-            if memory._key == self._key:
-                memory.note_peak()
-        if self._module:
-            self._module.reset_peak_memory_stats(self.device)
-
-    def note_peak(self) -> None:
-        """Take the span's peak so far with the pool as it is now, before that changes."""
-        if not self.watches:
-            return
-        span, reserved = (peak + self.pool_beside_bytes for peak in self.span_peaks())
-        self.peak_allocated_bytes = max(self.peak_allocated_bytes, span)
-        self.peak_device_bytes = max(self.peak_device_bytes, reserved)
-
-    def total_bytes(self) -> int | None:
-        """Return the device's memory; None when it is not known."""
-        return int(self._module.mem_get_info(self.device)[1]) if self._module else None
-
-    def reading(self) -> Reading | None:
-        """Return who holds the device's memory now; None when it is not known."""
-        if self._module is None:
-            return None
-        pool = self.pool.bytes if self.pool is not None else 0
-        return Reading(int(self._module.mem_get_info(self.device)[0]), self._cached_bytes(), pool)
-
-    def available_bytes(self) -> int | None:
-        """Return what PyTorch may take beyond what its tensors hold; None when it is not known."""
-        now, total = self.reading(), self.total_bytes()
-        if now is None or total is None:
-            return None
-        return now.free + now.cached - margin_bytes(total)
-
-    def _cached_bytes(self) -> int:
-        reserved = getattr(self._module, "memory_reserved", None)
-        return int(reserved(self.device)) - self.allocated_bytes() if reserved else 0
-
-    def give_back(self) -> int:
-        """Return PyTorch's unused cached memory to the device; the bytes given back."""
-        if self._module is None or not hasattr(self._module, "empty_cache"):
-            return 0
-        before = int(self._module.mem_get_info(self.device)[0])
-        self._module.empty_cache()
-        return int(self._module.mem_get_info(self.device)[0]) - before
-
-
-# The pool as PyTorch's allocator ------------------------------------------------------------------
 
 Device = torch.device | str | int | None
 

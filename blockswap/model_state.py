@@ -9,9 +9,9 @@ from blockswap import _C
 from blockswap.binding import Gate, Unit, WatchedParameters
 from blockswap.blocks import Block
 from blockswap.config import ResolvedConfig, SwapConfig
+from blockswap.device_memory import DeviceMemory
 from blockswap.fixed import FixedTensors
 from blockswap.host import Host
-from blockswap.memory import DeviceMemory
 from blockswap.pieces import SMALL, Leaves, find_leaves
 
 WRITTEN = 3  # Change::Kind::kWritten: the image itself holds the new values

@@ -12,10 +12,10 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from blockswap.config import SwapConfig
+from blockswap.device_memory import DeviceMemory
 from blockswap.errors import CapError, ConfigError, UseError
 from blockswap.guests import Guest, Turns
 from blockswap.history import MemoryHistory, Recorder, recording
-from blockswap.memory import DeviceMemory
 from blockswap.pipeline_report import PipelineReport
 from blockswap.report import State
 from blockswap.session import Session

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from blockswap import _C, _build_info, memory
+from blockswap.device_memory import DeviceMemory
 from blockswap.errors import ConfigError, DeviceError, UseError
 
 MIB = 2**20
@@ -166,7 +167,7 @@ def test_an_installed_pool_is_installed_once_and_answers_for_pytorch(
     assert installed == [1]
     # Sessions count PyTorch's memory: torch.cuda refuses to tell it now.
     held = pool.allocate(3 * MIB)
-    counted = memory.DeviceMemory(torch.device("cuda", DEVICE))
+    counted = DeviceMemory(torch.device("cuda", DEVICE))
     assert counted.allocated_bytes() == 3 * MIB
     pool.free(held)
     counted.begin_span()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from blockswap.memory import DeviceMemory
+from blockswap.device_memory import DeviceMemory
 
 # What libraries keep of PyTorch's memory: cuBLAS' workspaces, a compiler's buffers.
 KEPT_BYTES = 256 * 2**20
