@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from blockswap import _C
 from blockswap.host import Host
 from blockswap.learning import needed_slowdown
@@ -23,20 +25,31 @@ class Link:
         self._throttle = 1e9 * throttle_gb_per_s if throttle_gb_per_s is not None else None
         self.measured = self.speed = 0.0
 
-    def measure(self, host: Host, pool: _C.Pool, room: int | None, is_gpu: bool) -> None:
+    def measure(
+        self,
+        host: Host,
+        pool: _C.Pool,
+        token: torch.Tensor,
+        room: int | None,
+        is_gpu: bool,
+    ) -> None:
         """Time copies from the host's images to the pool.
 
         Args:
             host: whose images are copied.
-            pool: where to; it is reserved anew.
+            pool: where to.
+            token: on the device.
             room: bytes that a cap leaves; None: enough.
             is_gpu: its link wakes up slowly, and needs more copies.
         """
         num_bytes = min(room or PROBE_BYTES, PROBE_BYTES, host.arena.bytes)
-        target = pool.reserve(num_bytes)
+        target = pool.allocate(num_bytes, token)
         repeats = PROBE_REPEATS if is_gpu else 2
         image = (host.arena.address, host.arena.is_pinned(0, num_bytes))
-        self.measured = self._engine.measure_link(image, target, num_bytes, repeats)
+        try:
+            self.measured = self._engine.measure_link(image, target, num_bytes, repeats)
+        finally:
+            pool.free(target, token)
         self.learn(self.measured)
         self.slow_down(1.0)
 

@@ -13,6 +13,7 @@ from blockswap.device_memory import DeviceMemory
 from blockswap.fixed import FixedTensors
 from blockswap.host import Host
 from blockswap.pieces import SMALL, Leaves, find_leaves
+from blockswap.residents import Residents
 
 WRITTEN = 3  # Change::Kind::kWritten: the image itself holds the new values
 
@@ -41,7 +42,7 @@ class ModelState:
         self.unit_of: dict[nn.Module, Unit] = {}
         self.units: dict[int, Unit] = {}
         self.token = torch.empty(0)
-        self.small_bytes = self.weight_bytes = self._small_address = 0
+        self.small_bytes = self.weight_bytes = self._ring = self.recopied = 0
 
     def take(self) -> None:
         """Find the leaves, move their weights to the arena and all else to the device.
@@ -54,7 +55,9 @@ class ModelState:
         )
         self.driver = _C.make_device(self.device.type, self.device.index or 0)
         self.engine = _C.Engine(self.driver, self.config.copy_streams, self.config.check)
-        self.memory.pool = self.pool = _C.Pool(self.driver)
+        self.memory.pool = self.pool = _C.Pool(
+            self.device.type, self.device.index or 0, self.driver
+        )
         self.token = torch.zeros(1, dtype=torch.uint8, device=self.device)
         self.binding = _C.Binding(self.token, self.engine)
         self._origins: list[torch.device] = []
@@ -69,6 +72,7 @@ class ModelState:
             raise
         self.is_taken = True
         try:
+            self.residents = Residents(self.pool, self.engine, self.host, self.token)
             self.host.take(len(self._origins), self.engine if self.is_asynchronous else None)
             self.fixed.to_device()
             for module in self.model.modules():
@@ -116,6 +120,7 @@ class ModelState:
             self.engine.stop()
             self.memory.unwatch()
             self.pool.release()
+            self.pool.give_back()
             self.binding.retire()
             self.host.arena.unpin()
             for (_, _, parameter), origin in zip(self._entries, self._origins, strict=True):
@@ -123,11 +128,11 @@ class ModelState:
                     _C.set_data(parameter, parameter.detach().to(origin))
             self._unwatch()
             self.fixed.to_origin()
-            self._small_address = 0
+            self._ring = 0
             self.unit_of, self.units = {}, {}
             self.gate.touched.clear()
             self._entries, self._plain = [], {}
-            del self.binding, self.host, self.engine
+            del self.residents, self.binding, self.host, self.engine
             self.is_taken = False
         self.is_detached = self.is_detached or detach
 
@@ -157,22 +162,24 @@ class ModelState:
             runs: as `Learned.runs`.
         """
         self.engine.stop()
-        small = next((u for u in self.units.values() if u.name == SMALL), None)
-        self.small_bytes = self.host.image_bytes[small.index] if small else 0
-        base = self._reserve(self.small_bytes + plan.resident_bytes + plan.ring_bytes)
         for unit in self.units.values():
             unit.piece, unit.plan_piece = -1, -1
             unit.is_first = unit.is_last = unit.is_planned = unit.is_repeated = False
-        cursor = base + self.small_bytes
-        ring = cursor + plan.resident_bytes
+        small = next((u for u in self.units.values() if u.name == SMALL), None)
+        self.small_bytes = self.host.image_bytes[small.index] if small else 0
+        staying = [
+            leaf
+            for piece in plan.pieces
+            if piece.resident
+            for leaf in order[piece.first_leaf : piece.end_leaf]
+        ]
+        staying += [small.index] if small else []
+        new = self._make_room(staying, plan.ring_bytes)
         images: list[tuple[int, bool]] = []
-        targets: list[int] = []
         for number, piece in enumerate(plan.pieces):
             members = order[piece.first_leaf : piece.end_leaf]
             images.append(self.host.image(members[0]))
-            targets.append(cursor if piece.resident else 0)
-            address = cursor if piece.resident else ring + piece.slot_offset
-            cursor += piece.bytes if piece.resident else 0
+            address = self._ring + piece.slot_offset
             last = max(members, key=lambda leaf: runs.get(leaf, (-1, 1))[0])
             if last not in runs:
                 last = members[-1]
@@ -184,36 +191,52 @@ class ModelState:
                 unit.piece = -1 if piece.resident else number
                 unit.is_first = not piece.resident and leaf == members[0]
                 unit.is_last = not piece.resident and leaf == last
-                self._place(unit, address)
+                self._place(unit, self.residents.address(leaf) if piece.resident else address)
                 address += self.host.image_bytes[leaf]
         if small is not None:
-            self._small_address = base
-            self._place(small, base)
-            self.engine.copy_fixed(base, self.host.image(small.index), self.small_bytes)
+            self._place(small, self.residents.address(small.index))
         planned = set(order)
         for unit in self.units.values():
             if unit is not small and unit.index not in planned:
                 self.binding.place_device(unit.index, 0, self.token, -1, False)
-        self.engine.load(plan, request, images, targets, ring)
+        self.engine.load(plan, request, images, self._ring, self.token)
+        for leaf in new:
+            self.residents.copy(leaf)
 
     def vacate(self) -> None:
         """Give the pool's memory back; `place` must follow before the next forward."""
         self.engine.stop()
         self.memory.begin_span()
-        self.pool.release()
-        self._small_address = 0
+        self._free_ring()
+        self.residents.drop(())
+        self.pool.give_back()
+
+    def _make_room(self, staying: list[int], ring_bytes: int) -> list[int]:
+        """Free what a plan does not need, then take what it needs; the residents that are new."""
+        self.memory.begin_span()
+        self._free_ring()
+        self.residents.drop(set(staying))
+        self.pool.give_back()
+        free = self.memory.free_bytes()
+        if free is not None and self.residents.missing_bytes(staying) + ring_bytes > free:
+            self.memory.give_back()  # what PyTorch caches but does not use
+        if ring_bytes:
+            self._ring = self.pool.allocate(ring_bytes, self.token)
+        try:
+            return self.residents.make_room(staying)
+        except BaseException:
+            self._free_ring()
+            self.pool.give_back()
+            raise
+
+    def _free_ring(self) -> None:
+        if self._ring:
+            self.pool.free(self._ring, self.token)
+            self._ring = 0
 
     def _place(self, unit: Unit, address: int) -> None:
         unit.is_planned = True
         self.binding.place_device(unit.index, address, self.token, unit.piece, unit.is_last)
-
-    def _reserve(self, num_bytes: int) -> int:
-        self.memory.begin_span()
-        self.pool.release()
-        free = self.memory.free_bytes()
-        if free is not None and num_bytes > free:
-            self.memory.give_back()  # what PyTorch caches but does not use
-        return int(self.pool.reserve(num_bytes))
 
     # One forward ---------------------------------------------------------------------------------
 
@@ -274,11 +297,11 @@ class ModelState:
         dirty = touched | {self.units[self.binding.leaf_of(c.index)] for c in changes}
         pieces: set[int] = set()
         for unit in dirty:
-            if unit.name == SMALL and self._small_address:
-                image = self.host.image(unit.index)
-                self.engine.copy_fixed(self._small_address, image, self.small_bytes)
-            elif unit.plan_piece >= 0:
-                pieces.add(unit.plan_piece)
+            if unit.index in self.residents:
+                self.residents.copy(unit.index)
+                self.recopied += 1
+            elif unit.piece >= 0:
+                pieces.add(unit.piece)
         for piece in sorted(pieces):
             self.engine.invalidate(piece)
         self.binding.settle()

@@ -74,7 +74,9 @@ class Plans:
         self.budget = Budget(state.memory, state.config, self._requests)
         self.link = Link(state.engine, state.config.throttle_gb_per_s)
         is_gpu = state.device.type == "cuda"
-        self.link.measure(state.host, state.pool, self.budget.before_learning(Learned()), is_gpu)
+        self.link.measure(
+            state.host, state.pool, state.token, self.budget.before_learning(Learned()), is_gpu
+        )
         self.is_placed = False
 
     def members(self) -> list[list[int]]:

@@ -70,13 +70,27 @@ void bind_memory(py::module_& m) {
   m.def("make_device", &make_device, py::arg("type"), py::arg("index"));
 
   py::class_<Pool>(m, "Pool")
-      .def(py::init<std::shared_ptr<Device>>())
+      .def(py::init([](const std::string& type, int index, const std::shared_ptr<Device>& device) {
+             return std::make_unique<Pool>(session_pool(type, index, device));
+           }),
+           py::arg("type"), py::arg("index"), py::arg("device"))
       .def(
-          "reserve",
-          [](Pool& pool, int64_t bytes) { return reinterpret_cast<uint64_t>(pool.reserve(bytes)); },
+          "allocate",
+          [](Pool& pool, int64_t bytes, const at::Tensor& token) {
+            return reinterpret_cast<uint64_t>(
+                pool.allocate(bytes, current_stream(token.device())));
+          },
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "free",
+          [](Pool& pool, uint64_t address, const at::Tensor& token) {
+            pool.free(reinterpret_cast<void*>(address), current_stream(token.device()));
+          },
           py::call_guard<py::gil_scoped_release>())
       .def("release", &Pool::release, py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("bytes", &Pool::bytes);
+      .def("give_back", &Pool::give_back, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("bytes", &Pool::bytes)
+      .def_property_readonly("unused_bytes", &Pool::unused_bytes);
 
   m.attr("LEAST_BOUNCE_BYTES") = BounceRing::kLeastBytes;
   py::class_<Pinner, std::shared_ptr<Pinner>>(m, "Pinner")
@@ -159,18 +173,14 @@ void bind_engine(py::module_& m) {
           "Has a ring of that size at most, 0 to end it, carry pageable images; returns its size.")
       .def("load",
            [](Engine& engine, const Plan& plan, const PlanRequest& request,
-              const std::vector<std::pair<uint64_t, bool>>& images,
-              const std::vector<uint64_t>& targets, uint64_t ring) {
+              const std::vector<std::pair<uint64_t, bool>>& images, uint64_t ring,
+              const at::Tensor& token) {
              std::vector<HostImage> from;
-             std::vector<void*> to;
              for (const auto& image : images) {
                from.push_back(image_of(image));
              }
-             for (const uint64_t address : targets) {
-               to.push_back(reinterpret_cast<void*>(address));
-             }
-             engine.load(plan, request, std::move(from), std::move(to),
-                         reinterpret_cast<void*>(ring));
+             engine.load(plan, request, std::move(from), reinterpret_cast<void*>(ring),
+                         current_stream(token.device()));
            })
       .def("stop", &Engine::stop, py::call_guard<py::gil_scoped_release>())
       .def("measure", &Engine::measure)
@@ -184,8 +194,9 @@ void bind_engine(py::module_& m) {
            })
       .def("copy_fixed",
            [](Engine& engine, uint64_t target, const std::pair<uint64_t, bool>& image,
-              int64_t bytes) {
-             engine.copy_fixed(reinterpret_cast<void*>(target), image_of(image), bytes);
+              int64_t bytes, const at::Tensor& token) {
+             engine.copy_fixed(reinterpret_cast<void*>(target), image_of(image), bytes,
+                               current_stream(token.device()));
            })
       .def("invalidate", &Engine::invalidate)
       .def("host_times", &Engine::host_times)

@@ -40,6 +40,7 @@ Engine::Engine(std::shared_ptr<Device> device, EngineOptions options)
   }
   step_end_ = device_->make_event(Device::EventKind::kOrders);
   residents_ready_ = device_->make_event(Device::EventKind::kOrders);
+  compute_so_far_ = device_->make_event(Device::EventKind::kOrders);
 }
 
 Engine::~Engine() {
@@ -50,7 +51,8 @@ Engine::~Engine() {
   }
   fetch_thread_.reset();
   for (const Device::Event event :
-       {begin_, end_, measured_begin_, measured_end_, step_end_, residents_ready_}) {
+       {begin_, end_, measured_begin_, measured_end_, step_end_, residents_ready_,
+        compute_so_far_}) {
     device_->destroy_event(event);
   }
   for (const Device::Stream stream : copy_streams_) {
@@ -85,29 +87,29 @@ void Engine::destroy_events() {
 }
 
 void Engine::load(const Plan& plan, const PlanRequest& request, std::vector<HostImage> images,
-                  std::vector<void*> targets, void* ring) {
-  if (images.size() != plan.pieces.size() || targets.size() != plan.pieces.size()) {
+                  void* ring, Device::Stream compute) {
+  if (images.size() != plan.pieces.size()) {
     throw UseError("a plan of " + std::to_string(plan.pieces.size()) + " pieces got " +
-                   std::to_string(images.size()) + " images and " + std::to_string(targets.size()) +
-                   " targets");
+                   std::to_string(images.size()) + " images");
   }
   stop();
   plan_ = plan;
   images_ = std::move(images);
-  targets_ = std::move(targets);
+  slots_.assign(plan_.pieces.size(), nullptr);
   tracks_.assign(plan_.pieces.size(), Track{});
   schedule_ = std::make_unique<Schedule>(plan_, request, /*keep_spent=*/!options_.check);
   counters_ = Counters{};
   for (size_t i = 0; i < plan_.pieces.size(); ++i) {
-    if (plan_.pieces[i].resident) {
-      copy_fixed(targets_[i], images_[i], plan_.pieces[i].bytes);
-    } else {
-      targets_[i] = static_cast<char*>(ring) + plan_.pieces[i].slot_offset;
+    if (!plan_.pieces[i].resident) {
+      slots_[i] = static_cast<char*>(ring) + plan_.pieces[i].slot_offset;
       make_track(tracks_[i]);
     }
   }
+  for (const Device::Stream stream : copy_streams_) {
+    wait_for_compute(stream, compute);
+  }
   schedule_->fetch_ahead(actions_);
-  perform(last_compute_);  // only fetches on copy streams: no compute stream is known yet
+  perform(compute);  // only fetches on copy streams
 }
 
 void Engine::stop() {
@@ -148,7 +150,7 @@ void Engine::perform(Device::Stream compute) {
     switch (action.kind) {
       case Action::Kind::kRelease:
         if (options_.check) {
-          device_->enqueue_fill(compute, targets_[static_cast<size_t>(action.piece)], kPoison,
+          device_->enqueue_fill(compute, slots_[static_cast<size_t>(action.piece)], kPoison,
                                 plan_.pieces[static_cast<size_t>(action.piece)].bytes);
         }
         device_->record(track.done, compute);
@@ -267,13 +269,11 @@ void Engine::invalidate(int32_t piece) {
   if (in_step_) {
     throw UseError("piece " + std::to_string(piece) + " changed while the model runs");
   }
-  ++counters_.refetched;
-  const auto index = static_cast<size_t>(piece);
-  if (plan_.pieces[index].resident) {
-    copy_fixed(targets_[index], images_[index], plan_.pieces[index].bytes);
-  } else {
-    schedule_->invalidate(piece);
+  if (plan_.pieces[static_cast<size_t>(piece)].resident) {
+    throw UseError("piece " + std::to_string(piece) + " is resident: copy its leaves anew");
   }
+  ++counters_.refetched;
+  schedule_->invalidate(piece);
 }
 
 }  // namespace blockswap

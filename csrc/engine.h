@@ -76,11 +76,10 @@ class Engine {
   void bounce(std::unique_ptr<BounceRing> ring);
   int64_t bounce_bytes() const { return fetch_thread_ ? fetch_thread_->ring_bytes() : 0; }
 
-  // Takes over a plan. images[i] = piece i on the host; targets[i] = device address of a resident
-  // piece (its image is enqueued now), unused for streamed ones, whose slots lie at
-  // ring + slot_offset. Fetching ahead starts at once.
-  void load(const Plan& plan, const PlanRequest& request, std::vector<HostImage> images,
-            std::vector<void*> targets, void* ring);
+  // Takes over a plan. images[i] = piece i on the host; those of residents are not looked at. Slots
+  // lie at ring + slot_offset. Fetching ahead starts at once, behind what `compute` has enqueued.
+  void load(const Plan& plan, const PlanRequest& request, std::vector<HostImage> images, void* ring,
+            Device::Stream compute);
   // Waits for all copies; forgets the plan. Safe to call twice.
   void stop();
 
@@ -94,11 +93,12 @@ class Engine {
   // Also after an exception: gives back what is live.
   void end_step(Device::Stream compute);
 
-  // Brings bytes that belong to no piece to the device, before the next step uses them.
-  void copy_fixed(void* target, HostImage image, int64_t bytes);
+  // Brings bytes that stay to the device, behind what `compute` has enqueued and before the next
+  // step uses them.
+  void copy_fixed(void* target, HostImage image, int64_t bytes, Device::Stream compute);
 
-  // The host image of a piece changed between steps: its device bytes are copied again before the
-  // next step uses them.
+  // The host image of a streamed piece changed between steps: it is copied again before the next
+  // step uses it.
   void invalidate(int32_t piece);
 
   // Times of the last measured step that is complete. Blocks the host until it is done: not for the
@@ -141,6 +141,7 @@ class Engine {
   void record_time(Device::Event event, Device::Stream stream);
   void enqueue_fetch(const Action& action, Device::Stream stream);
   int64_t enqueue(const Fetch& fetch);
+  void wait_for_compute(Device::Stream stream, Device::Stream compute);
   void wait_for(Device::Event event, int64_t fetch, Device::Stream compute);
   static std::array<Device::Event*, 9> events_of(Track& track);
   void make_track(Track& track);
@@ -153,6 +154,7 @@ class Engine {
   Device::Event begin_, end_;                    // of each step
   Device::Event measured_begin_, measured_end_;  // of the last measured one
   Device::Event step_end_, residents_ready_;
+  Device::Event compute_so_far_;
   bool residents_pending_ = false;
   int64_t residents_fetch_ = 0;  // number of the last one
   bool stepped_ = false;
@@ -167,7 +169,7 @@ class Engine {
 
   Plan plan_;
   std::vector<HostImage> images_;
-  std::vector<void*> targets_;
+  std::vector<void*> slots_;  // nullptr: resident
   std::vector<Track> tracks_;  // per piece; events only for streamed ones
   std::unique_ptr<Schedule> schedule_;
   std::unique_ptr<FetchThread> fetch_thread_;  // only where images are pageable

@@ -14,18 +14,23 @@ void Engine::bounce(std::unique_ptr<BounceRing> ring) {
   }
 }
 
-void Engine::copy_fixed(void* target, HostImage image, int64_t bytes) {
+void Engine::copy_fixed(void* target, HostImage image, int64_t bytes, Device::Stream compute) {
+  wait_for_compute(copy_streams_[0], compute);
   Fetch fetch;
   fetch.stream = copy_streams_[0];
-  if (stepped_) {
-    fetch.overwritten = step_end_;  // the last step may still read it
-  }
   fetch.ready = residents_ready_;
   fetch.target = target;
   fetch.image = image;
   fetch.bytes = bytes;
   residents_fetch_ = enqueue(fetch);
   residents_pending_ = true;
+}
+
+// What is enqueued next on `stream` is behind all that `compute` has: memory comes from where others
+// have used it. By the caller itself, not by the thread: an event must not be recorded beside a wait.
+void Engine::wait_for_compute(Device::Stream stream, Device::Stream compute) {
+  device_->record(compute_so_far_, compute);
+  device_->wait(stream, compute_so_far_);
 }
 
 int64_t Engine::enqueue(const Fetch& fetch) {
@@ -61,7 +66,7 @@ void Engine::enqueue_fetch(const Action& action, Device::Stream stream) {
     fetch.end = track.copies[track.newest_copy].end;
   }
   fetch.ready = track.ready;
-  fetch.target = targets_[index];
+  fetch.target = slots_[index];
   fetch.image = images_[index];
   fetch.bytes = plan_.pieces[index].bytes;
   if (options_.throttle_bytes_per_second > 0.0) {

@@ -2,45 +2,61 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <unordered_map>
+#include <utility>
 
-#include "device.h"
+#include "../error.h"
+#include "caching_pool.h"
 
 namespace blockswap {
 
-// The device memory of one session: small parameters, residents and ring. Owns one range outside
-// PyTorch's caching allocator, behind the interface that a growing pool keeps.
-// Invariant: address() is valid for bytes() until the next reserve() or release().
+// The device memory of one session, small parameters, residents and ring: blocks of a caching pool
+// that others may use, too. Frees what is left when it dies. One caller at a time.
 class Pool {
  public:
-  explicit Pool(std::shared_ptr<Device> device) : device_(std::move(device)) {}
+  explicit Pool(std::shared_ptr<CachingPool> pool) : pool_(std::move(pool)) {}
   ~Pool() { release(); }
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  // Replaces the range. Nothing may use the old one any more. Throws DeviceError with the numbers;
-  // the pool is then empty.
-  void* reserve(int64_t bytes) {
-    release();
-    if (bytes > 0) {
-      address_ = device_->allocate(bytes);
-      bytes_ = bytes;
-    }
-    return address_;
+  // As CachingPool's: stream-ordered. Throws OutOfMemory with the numbers.
+  void* allocate(int64_t bytes, Device::Stream stream) {
+    void* address = pool_->allocate(bytes, stream);
+    sizes_.emplace(address, bytes);
+    bytes_ += bytes;
+    return address;
   }
-  void release() {
-    if (address_ != nullptr) {
-      device_->deallocate(address_);
-      address_ = nullptr;
-      bytes_ = 0;
+  // pre: a block of allocate(); `stream` is behind all that used it.
+  void free(void* address, Device::Stream stream) {
+    const auto found = sizes_.find(address);
+    if (found == sizes_.end()) {
+      throw UseError("a session's pool does not hold this block");
     }
+    pool_->free(address, stream);
+    bytes_ -= found->second;
+    sizes_.erase(found);
   }
-  void* address() const { return address_; }
+  // Frees all that is left. pre: nothing uses it any more.
+  void release() noexcept;
+  // Gives what nobody uses back to the device; the bytes given back. Never waits.
+  int64_t give_back() { return pool_->trim(0); }
+
   int64_t bytes() const { return bytes_; }
+  // Mapped for whoever asks next, this session or another user of the same pool.
+  int64_t unused_bytes() const {
+    const PoolStats stats = pool_->stats();
+    return stats.reserved_bytes - stats.allocated_bytes;
+  }
 
  private:
-  std::shared_ptr<Device> device_;
-  void* address_ = nullptr;
+  std::shared_ptr<CachingPool> pool_;
+  std::unordered_map<void*, int64_t> sizes_;
   int64_t bytes_ = 0;
 };
+
+// The pool that sessions of a device share: of a GPU the one that may serve PyTorch, too.
+std::shared_ptr<CachingPool> session_pool(const std::string& type, int index,
+                                          const std::shared_ptr<Device>& device);
 
 }  // namespace blockswap
