@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from blockswap import _C
-from blockswap.binding import Gate, Unit, WatchedParameters
+from blockswap.binding import Gate, Unit, WatchedParameters, is_alike
 from blockswap.blocks import Block
 from blockswap.config import ResolvedConfig, SwapConfig
 from blockswap.device_memory import DeviceMemory
@@ -114,7 +114,7 @@ class ModelState:
         """Make the weights ordinary: each where it came from, no watching. Safe to call twice."""
         if self.is_taken:
             self.engine.stop()
-            self.memory.unwatch()
+            self.memory.forget()
             self.pool.release()
             self.binding.retire()
             self.host.arena.unpin()
@@ -197,19 +197,21 @@ class ModelState:
         self.engine.load(plan, request, images, targets, ring)
 
     def vacate(self) -> None:
-        """Give the pool's memory back; `place` must follow before the next forward."""
+        """Give the pool's memory back until `place`."""
         self.engine.stop()
-        self.memory.begin_span()
-        self.pool.release()
-        self._small_address = 0
+        self._release()
 
     def _place(self, unit: Unit, address: int) -> None:
         unit.is_planned = True
         self.binding.place_device(unit.index, address, self.token, unit.piece, unit.is_last)
 
-    def _reserve(self, num_bytes: int) -> int:
+    def _release(self) -> None:
         self.memory.begin_span()
         self.pool.release()
+        self._small_address = 0
+
+    def _reserve(self, num_bytes: int) -> int:
+        self._release()
         free = self.memory.free_bytes()
         if free is not None and num_bytes > free:
             self.memory.give_back()  # what PyTorch caches but does not use
@@ -260,7 +262,7 @@ class ModelState:
         if not changes and not touched:
             return True
         held = {c.index: self._held(c.index) for c in changes if c.kind != WRITTEN}
-        if any(not _is_alike(now, self.binding.host(i)) for i, now in held.items()):
+        if any(not is_alike(now, self.binding.host(i)) for i, now in held.items()):
             return False
         if self._is_shared(held):
             return False
@@ -309,12 +311,3 @@ class ModelState:
     def _name(self, entry: int) -> str:
         watched, name, _ = self._entries[entry]
         return f"{watched.unit.name}.{name}"
-
-
-def _is_alike(parameter: object, image: torch.Tensor) -> bool:
-    return (
-        isinstance(parameter, nn.Parameter)
-        and parameter.shape == image.shape
-        and parameter.dtype == image.dtype
-        and parameter.stride() == image.stride()
-    )
