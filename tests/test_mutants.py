@@ -141,6 +141,13 @@ MUTANTS = [
         "caching_pool",
     ),
     Mutant(
+        "a destroyed stream is called again",
+        "device/stream_clock.cpp",
+        "if (!is_dead_) {",
+        "if (true) {",
+        "caching_pool",
+    ),
+    Mutant(
         "no wait for the stream whose blocks are taken",
         "device/caching_pool_growth.cpp",
         "clock->make_wait(own.stream());",
