@@ -161,3 +161,13 @@ class WatchedParameters(_C.WatchedDict):
 def weights_of(module: nn.Module) -> list[torch.Tensor]:
     """Return a module's own parameters without noting an access."""
     return [p for p in dict.values(module._parameters) if p is not None]
+
+
+def is_alike(parameter: object, image: torch.Tensor) -> bool:
+    """Whether a parameter's bytes could lie in an image as they are."""
+    return (
+        isinstance(parameter, nn.Parameter)
+        and parameter.shape == image.shape
+        and parameter.dtype == image.dtype
+        and parameter.stride() == image.stride()
+    )

@@ -30,6 +30,7 @@ class DeviceMemory:
     Attributes:
         pool: what this user holds beside PyTorch's allocator, if anything.
         watches: whether the peaks below grow.
+        step_bytes: what a step of this user takes for a while beyond what stays.
         peak_allocated_bytes: the most that PyTorch's tensors and the pool held together.
         peak_device_bytes: the same with what PyTorch keeps reserved.
     """
@@ -43,6 +44,7 @@ class DeviceMemory:
         self.counts_pool = device.type not in ("cuda", "cpu")
         self.pool: Held | None = None
         self.watches = False
+        self.step_bytes = 0
         self.peak_allocated_bytes = self.peak_device_bytes = 0
         self._module: ModuleType | memory._InstalledPool | None = None
         if device.type != "cpu":
@@ -84,6 +86,11 @@ class DeviceMemory:
         self.note_peak()
         self.watches = False
 
+    def forget(self) -> None:
+        """Count peaks no more, and need nothing."""
+        self.unwatch()
+        self.step_bytes = 0
+
     def begin_span(self) -> None:
         """Start a new span, after everybody who watches this device has noted the last one."""
         for other in list(self._all):
@@ -109,16 +116,26 @@ class DeviceMemory:
         if self._module is None:
             return None
         pool = self.pool.bytes if self.pool is not None else 0
-        return Reading(int(self._module.mem_get_info(self.device)[0]), self._cached_bytes(), pool)
+        free = int(self._module.mem_get_info(self.device)[0])
+        return Reading(unused=free + self._cached_bytes(), pool=pool)
 
     def available_bytes(self) -> int | None:
         """Return what PyTorch may take beyond what its tensors hold; None when it is not known."""
         now, total = self.reading(), self.total_bytes()
         if now is None or total is None:
             return None
-        return now.free + now.cached - margin_bytes(total)
+        return now.unused - margin_bytes(total)
+
+    def most_step_bytes(self) -> int:
+        """Return the most that a step of any session on this device takes for a while."""
+        return max(other.step_bytes for other in list(self._all) if other._key == self._key)
 
     def _cached_bytes(self) -> int:
+        nested = getattr(self._module, "memory_stats_as_nested_dict", None)
+        if nested is not None:  # cheaper: it is asked for at each step
+            stats = nested(self.device)
+            held, used = (stats[f"{kind}_bytes"]["all"] for kind in ("reserved", "allocated"))
+            return int(held["current"]) - int(used["current"])
         reserved = getattr(self._module, "memory_reserved", None)
         return int(reserved(self.device)) - self.allocated_bytes() if reserved else 0
 

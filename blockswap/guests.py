@@ -54,12 +54,14 @@ class Guest:
         num_bytes: what a turn takes on the device.
         turns: how many there were.
         peak_bytes: the most that the device held in one.
+        turn_bytes: the most that a turn took beyond what was there before; None before the first.
     """
 
     def __init__(self, name: str, module: nn.Module, device: torch.device) -> None:
         self.name = name
         self.module = module
         self.turns = self.peak_bytes = 0
+        self.turn_bytes: int | None = None
         self._device = device
         self._away: list[tuple[torch.Tensor, torch.Tensor, int | None]] = []
         self._handles: list[RemovableHandle] = []

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 from blockswap import _C
+from blockswap.errors import DeviceError
 from blockswap.host import Host
 from blockswap.learning import needed_slowdown
 
 PROBE_BYTES = 64 * 2**20
+LEAST_PROBE_BYTES = 2**20
 PROBE_REPEATS = 40
 
 
@@ -42,8 +44,16 @@ class Link:
             room: bytes that a cap leaves; None: enough.
             is_gpu: its link wakes up slowly, and needs more copies.
         """
-        num_bytes = min(room or PROBE_BYTES, PROBE_BYTES, host.arena.bytes)
-        target = pool.allocate(num_bytes, token)
+        wanted = PROBE_BYTES if room is None else max(min(room, PROBE_BYTES), LEAST_PROBE_BYTES)
+        num_bytes = min(wanted, host.arena.bytes)
+        while True:
+            try:
+                target = pool.allocate(num_bytes, token)
+                break
+            except DeviceError:
+                if num_bytes < 2 * LEAST_PROBE_BYTES:
+                    raise
+                num_bytes //= 2  # others have taken the room
         repeats = PROBE_REPEATS if is_gpu else 2
         image = (host.arena.address, host.arena.is_pinned(0, num_bytes))
         try:

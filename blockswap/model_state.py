@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from blockswap import _C
-from blockswap.binding import Gate, Unit, WatchedParameters
+from blockswap.binding import Gate, Unit, WatchedParameters, is_alike
 from blockswap.blocks import Block
 from blockswap.config import ResolvedConfig, SwapConfig
 from blockswap.device_memory import DeviceMemory
@@ -118,7 +118,7 @@ class ModelState:
         """Make the weights ordinary: each where it came from, no watching. Safe to call twice."""
         if self.is_taken:
             self.engine.stop()
-            self.memory.unwatch()
+            self.memory.forget()
             self.pool.release()
             self.pool.give_back()
             self.binding.retire()
@@ -204,8 +204,11 @@ class ModelState:
             self.residents.copy(leaf)
 
     def vacate(self) -> None:
-        """Give the pool's memory back; `place` must follow before the next forward."""
+        """Give the pool's memory back until `place`."""
         self.engine.stop()
+        self._release()
+
+    def _release(self) -> None:
         self.memory.begin_span()
         self._free_ring()
         self.residents.drop(())
@@ -283,7 +286,7 @@ class ModelState:
         if not changes and not touched:
             return True
         held = {c.index: self._held(c.index) for c in changes if c.kind != WRITTEN}
-        if any(not _is_alike(now, self.binding.host(i)) for i, now in held.items()):
+        if any(not is_alike(now, self.binding.host(i)) for i, now in held.items()):
             return False
         if self._is_shared(held):
             return False
@@ -332,12 +335,3 @@ class ModelState:
     def _name(self, entry: int) -> str:
         watched, name, _ = self._entries[entry]
         return f"{watched.unit.name}.{name}"
-
-
-def _is_alike(parameter: object, image: torch.Tensor) -> bool:
-    return (
-        isinstance(parameter, nn.Parameter)
-        and parameter.shape == image.shape
-        and parameter.dtype == image.dtype
-        and parameter.stride() == image.stride()
-    )

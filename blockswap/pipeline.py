@@ -71,6 +71,7 @@ class PipelineSession:
         self._turns = Turns(self._make_room, self._take_note, self._end_turn)
         self._handles: list[RemovableHandle] = []
         self._recorder: Recorder | None = None
+        self._held_bytes = 0  # when the guest's turn began
         self._hook()
         pipe.__dict__[KEY] = self
 
@@ -196,13 +197,18 @@ class PipelineSession:
 
     def _make_room(self, guest: Guest) -> None:
         free = self._memory.available_bytes()
-        fits = free is None or guest.num_bytes <= free - int(self.config.reserve or 0)
+        # What it computes with is known after its first turn, which has the device to itself.
+        needed = max(guest.num_bytes, guest.turn_bytes or 0)
+        fits = free is None or (
+            guest.turn_bytes is not None and needed <= free - int(self.config.reserve or 0)
+        )
         for session in self.sessions.values():
             if self.config.vram is not None or not fits:
                 session.vacate()
         for session in self.sessions.values():
             session._state.memory.unwatch()
         self._memory.begin_span()
+        self._held_bytes = self._memory.allocated_bytes()
         self._record(guest.name)
 
     def _take_note(self, guest: Guest) -> None:
@@ -212,6 +218,7 @@ class PipelineSession:
             memories = [session._state.memory for session in self.sessions.values()]
             beside = sum(memory.pool_beside_bytes for memory in memories)
             guest.peak_bytes = max(guest.peak_bytes, span + beside)
+            guest.turn_bytes = max(guest.turn_bytes or 0, span - self._held_bytes)
 
     def _end_turn(self) -> None:
         for session in self.sessions.values():

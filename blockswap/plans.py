@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from blockswap import _C
-from blockswap.budget import Budget
+from blockswap.budget import Budget, bytes_of
 from blockswap.errors import CapError, DeviceError
-from blockswap.learning import Learned
+from blockswap.learning import Learned, Stage
 from blockswap.link import Link
 from blockswap.model_state import ModelState
 from blockswap.request import Requests
@@ -18,6 +18,7 @@ from blockswap.sizes import format_bytes
 logger = logging.getLogger("blockswap")
 
 MOST_TRIES = 3  # to install a plan while others take memory
+WORTH_INSTALLING = 0.995  # a refined plan replaces the running one when it is this much shorter
 
 
 @dataclass
@@ -78,81 +79,145 @@ class Plans:
             state.host, state.pool, state.token, self.budget.before_learning(Learned()), is_gpu
         )
         self.is_placed = False
+        self._most_bytes: int | None = None  # that the device was seen to have
 
     def members(self) -> list[list[int]]:
         """Return the leaves of each installed piece."""
         return [self.order[p.first_leaf : p.end_leaf] for p in self.plan.pieces]
 
-    def make(self, learned: Learned) -> tuple[_C.Plan, _C.PlanRequest]:
-        """Return the best plan for what was learned and the room that there is now.
+    def make(self, learned: Learned) -> bool:
+        """Make the best plan for what was learned and the room that there is now.
+
+        Returns:
+            Whether there is one: False when what others leave is too little for these options.
 
         Raises:
             CapError: the cap cannot hold it.
         """
-        budget = self.budget.of(learned, self._state.small_bytes)
-        pinned = {u.index for u in self._state.units.values() if u.is_read_outside}
-        for unit in self._state.units.values():
-            note = f"{unit.name} stays on the device: its weights are read outside its own call"
-            if unit.is_read_outside and note not in self._notes:
-                self._notes.append(note)
-        try:
-            return self._requests.planned(learned, self.link.speed, budget, pinned)
-        except CapError:
-            if not pinned:
-                raise
-            return self._requests.planned(learned, self.link.speed, budget, set())
+        small_bytes = self._state.small_bytes
+        by_cap = self.budget.by_cap(learned, small_bytes)
+        by_others = self.budget.by_others(learned, small_bytes)
+        if by_others is not None and self._most_bytes is not None:
+            by_others = min(by_others, self._most_bytes)
+        if by_others is None or (by_cap is not None and by_cap <= by_others):
+            made = self._planned(learned, by_cap)
+        else:
+            try:
+                made = self._planned(learned, max(by_others, self._requests.largest_bytes))
+            except CapError as error:
+                logger.info("others leave %s: %s", format_bytes(max(0, by_others)), error)
+                return False
+        learned.plan, learned.request = made
+        learned.granted_bytes = by_others
+        return True
 
     def stream(self, order: list[int], learned: Learned) -> None:
         """Install the plan that keeps nothing: every leaf a streamed piece, a small ring."""
         plan, request = self._requests.streaming(order, self.budget.before_learning(learned))
         self._install(plan, request, order, learned)
+        self.budget.note(plan, self.budget.by_others(learned, self._state.small_bytes))
 
     def install(self, learned: Learned) -> None:
-        """Install what was planned, or less where somebody has taken the memory meanwhile."""
-        plan, request = learned.plan, learned.request
-        if plan is None or not self.budget.fits(plan, learned, self._state.small_bytes):
-            plan, request = self.make(learned)
+        """Install what was planned, or less where somebody has taken the memory meanwhile.
+
+        Raises:
+            DeviceError: there is no memory even for the smallest ring.
+        """
         for _ in range(MOST_TRIES):
-            learned.plan, learned.request = plan, request
-            self.budget.note(plan, learned)
+            if learned.plan is None or learned.request is None:
+                break
             try:
-                self._install(plan, request, learned.order, learned)
+                self._install(learned.plan, learned.request, learned.order, learned)
+                self.budget.note(learned.plan, learned.granted_bytes)
                 return
             except DeviceError as error:
-                logger.warning("no room for residents and ring (%s): planning for less", error)
-                plan, request = self.make(learned)
+                free = self._state.memory.free_bytes() or 0  # PyTorch's cache is empty now
+                self._most_bytes = max(0, free - self._state.small_bytes)
+                logger.warning("no room for residents and ring: %s", error)
+                self.budget.hold_off()
+            try:
+                if not self.budget.follows or not self.make(learned):
+                    break  # the plan waits until its memory is there
+            finally:
+                self._most_bytes = None
         self.stream(learned.order, learned)
+
+    def switch(self, learned: Learned) -> None:
+        """Install the plan of another input shape; anew if it was made for another time's room."""
+        is_ready = learned.stage is Stage.READY  # else it is being timed under its plan
+        if is_ready and self.budget.is_outdated(learned, self._state.small_bytes):
+            self._renew(learned)
+        else:
+            self.install(learned)
 
     def follow(self, learned: Learned) -> None:
         """Plan anew if others have taken room, or left more, since the plan was made."""
-        if not self.budget.is_off(learned):
+        # Another one runs where this one found no memory, and where a block was called alone.
+        waits = learned.plan is not None and self.plan is not learned.plan
+        if waits and self.budget.has_room(learned, self._state.small_bytes):
+            self.install(learned)
+        elif self.budget.is_off(learned):
+            self._renew(learned)
+
+    def improve(self, learned: Learned) -> None:
+        """Plan once more with better times; the plan that runs stays unless it is clearly slower.
+
+        Predictions are fixed from here on.
+        """
+        running = self.plan
+        if not self.make(learned) or learned.plan is None:
             return
-        before = self._state.pool.bytes
-        learned.plan, learned.request = self.make(learned)
-        self.install(learned)
-        now = self._state.pool.bytes
-        self._totals.sheds += now < before
-        self._totals.growths += now > before
-        logger.info(
-            "residents and ring take %s, before it was %s: others %s memory",
-            format_bytes(now),
-            format_bytes(before),
-            "took" if now < before else "left",
-        )
+        _C.predict(running, learned.request)
+        if learned.plan.predicted_seconds < WORTH_INSTALLING * running.predicted_seconds:
+            self.install(learned)
+        else:
+            learned.plan, self.request = running, learned.request
 
     def vacate(self) -> None:
         """Take everything off the device; another plan must follow before the next forward."""
         self.is_placed = False
         self._state.vacate()
 
+    def _renew(self, learned: Learned) -> None:
+        before = bytes_of(learned.plan) if learned.plan is not None else 0
+        if not self.make(learned) and self.is_placed:
+            return  # with these options there is no smaller one
+        self.install(learned)
+        now = bytes_of(self.plan)
+        if now != before:
+            self._totals.sheds += now < before
+            self._totals.growths += now > before
+            logger.info(
+                "residents and ring take %s, before it was %s: others %s memory",
+                format_bytes(now),
+                format_bytes(before),
+                "took" if now < before else "left",
+            )
+
+    def _planned(
+        self, learned: Learned, budget_bytes: int | None
+    ) -> tuple[_C.Plan, _C.PlanRequest]:
+        pinned = {u.index for u in self._state.units.values() if u.is_read_outside}
+        for unit in self._state.units.values():
+            note = f"{unit.name} stays on the device: its weights are read outside its own call"
+            if unit.is_read_outside and note not in self._notes:
+                self._notes.append(note)
+        try:
+            return self._requests.planned(learned, self.link.speed, budget_bytes, pinned)
+        except CapError:
+            if not pinned:
+                raise
+            return self._requests.planned(learned, self.link.speed, budget_bytes, set())
+
     def _install(
         self, plan: _C.Plan, request: _C.PlanRequest, order: list[int], learned: Learned
     ) -> None:
         counters = self._state.engine.counters
-        self._totals.mispredicted += counters.mispredicted
-        self._totals.refetched += counters.refetched
+        mispredicted, refetched = counters.mispredicted, counters.refetched
         self.plan, self.request, self.order = plan, request, list(order)
         self.is_placed = False  # unless all of it succeeds
         self._state.place(plan, request, self.order, learned.runs)
         self.is_placed = True
+        self._totals.mispredicted += mispredicted
+        self._totals.refetched += refetched
         self._on_install()

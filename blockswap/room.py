@@ -17,6 +17,7 @@ FRAGMENTS_SHARE = 20
 SHED_SHARE, GROW_SHARE, LOOK_SHARE = 4, 2, 16
 # Steps in a row that see more room before it is taken: a neighbour may want it back.
 GROW_AFTER = 2
+HOLD_OFF_STEPS = 8
 
 
 def margin_bytes(total_bytes: int) -> int:
@@ -30,13 +31,11 @@ class Reading:
     """Who holds a device's memory, in bytes.
 
     Attributes:
-        free: what the driver could give.
-        cached: what PyTorch holds without using it.
+        unused: what the driver could give, and what PyTorch holds without using it.
         pool: what residents, ring and small parameters take.
     """
 
-    free: int
-    cached: int
+    unused: int
     pool: int
 
 
@@ -55,19 +54,7 @@ class Room:
         self._margin = margin_bytes(total_bytes)
         self._keep_free = self._margin + reserve_bytes
         self._roomy_steps = 0
-        self._free_seen: int | None = None
-
-    def is_as_seen(self, free_bytes: int) -> bool:
-        """Whether so little has changed since the last look that none is due: looking costs."""
-        seen, tolerance = self._free_seen, self._margin // LOOK_SHARE
-        if seen is None or self._roomy_steps or abs(free_bytes - seen) >= tolerance:
-            self._free_seen = free_bytes
-            return False
-        return True
-
-    def look_again(self) -> None:
-        """The pool has changed: the next look counts."""
-        self._free_seen = None
+        self._unused_seen: int | None = None
 
     def budget(self, now: Reading, step_bytes: int) -> int:
         """Return what the pool may take; not positive when others leave too little.
@@ -77,25 +64,58 @@ class Room:
             step_bytes: what PyTorch's tensors take at the peak of a step beyond what they take now.
         """
         needed = step_bytes + step_bytes // FRAGMENTS_SHARE
-        return now.pool + now.free + now.cached - needed - self._keep_free
+        return now.pool + now.unused - needed - self._keep_free
 
-    def is_off(self, now: Reading, step_bytes: int, wants_more: bool) -> bool:
+    def is_short(self, spare_bytes: int, left_bytes: int) -> bool:
+        """Whether a plan takes too much.
+
+        Args:
+            spare_bytes: of the budget that there is now, what the plan does not use; may be
+                negative.
+            left_bytes: the same of the budget that it was made for.
+        """
+        return spare_bytes < min(0, left_bytes) - self._margin // SHED_SHARE
+
+    def is_roomy(self, spare_bytes: int, left_bytes: int) -> bool:
+        """Whether there is so much more room that another plan is due; as `is_short`."""
+        return spare_bytes > max(0, left_bytes) + self._margin // GROW_SHARE
+
+    def is_off(self, now: Reading, step_bytes: int, left_bytes: int, wants_more: bool) -> bool:
         """Whether to plan for another budget before the next step.
 
         Args:
             now: the device, as for `budget`.
             step_bytes: as for `budget`.
+            left_bytes: as for `is_short`.
             wants_more: the pool would use more room if it had it.
         """
+        if self._is_as_seen(now.unused):
+            return False
         spare = self.budget(now, step_bytes) - now.pool
-        if spare < -(self._margin // SHED_SHARE):
+        if self.is_short(spare, left_bytes):
             self._roomy_steps = 0
             return True
-        if not wants_more or spare <= self._margin // GROW_SHARE:
+        if not wants_more or not self.is_roomy(spare, left_bytes):
             self._roomy_steps = 0
             return False
         self._roomy_steps += 1
         if self._roomy_steps < GROW_AFTER:
             return False
         self._roomy_steps = 0
+        return True
+
+    def hold_off(self) -> None:
+        """Memory that seemed to be there was not: for a while, take no more."""
+        self._roomy_steps = -HOLD_OFF_STEPS
+
+    def look_again(self) -> None:
+        """The pool has changed: the next look counts."""
+        self._unused_seen = None
+
+    def _is_as_seen(self, unused_bytes: int) -> bool:
+        """Whether so little has changed since the last look that none is due."""
+        seen, tolerance = self._unused_seen, self._margin // LOOK_SHARE
+        if seen is None or self._roomy_steps or abs(unused_bytes - seen) >= tolerance:
+            self._unused_seen = unused_bytes
+            return False
         return True

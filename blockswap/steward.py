@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from blockswap import _C
 from blockswap.learning import (
     RELEARN_AFTER,
     SETTLING_STEPS_OF_HOST,
@@ -34,7 +33,6 @@ logger = logging.getLogger("blockswap")
 MAX_RELEARNED = 2
 MEASURED_AT_FIRST = 4
 MEASURED_EVERY = 32  # of which two steps: the first one times the copies for the second
-WORTH_INSTALLING = 0.995  # a refined plan replaces the running one when it is this much shorter
 
 
 class Steward:
@@ -95,9 +93,7 @@ class Steward:
 
     def vacate(self) -> None:
         """Take everything off the device; the next forward puts it back."""
-        if self._completed and self._key is not None:
-            self._advance(self.learned)
-        self._completed = False
+        self._take_in()
         self.plans.vacate()
 
     # Steps ---------------------------------------------------------------------------------------
@@ -111,8 +107,7 @@ class Steward:
         Raises:
             CapError: the cap cannot hold this shape's activations.
         """
-        if self._completed and self._key is not None:
-            self._advance(self.learned)
+        self._take_in()
         self._is_alone = key is None
         if key is None:
             self._completed = False
@@ -131,6 +126,12 @@ class Steward:
         if not self.is_ready:
             self.state.memory.begin_span()
             self._held_bytes = self._torch_bytes(self.state.memory.allocated_bytes())
+
+    def _take_in(self) -> None:
+        """Go on after a step that is complete; once, even if no memory is found for its plan."""
+        completed, self._completed = self._completed, False
+        if completed and self._key is not None:
+            self._advance(self.learned)
 
     def _torch_bytes(self, counted_bytes: int) -> int:
         return counted_bytes - (self.state.pool.bytes if self.state.memory.counts_pool else 0)
@@ -159,13 +160,14 @@ class Steward:
         """
         self.totals.ooms += 1
         learned, held = self.learned, format_bytes(self.state.pool.bytes)
-        if self._key is None or self.traces:
+        if self.traces and learned.spare_bytes and not self._is_alone:
             note = (
                 f"blockswap held {held} for its smallest ring: make the input smaller, decode in"
                 " tiles, or free memory that other programs hold"
             )
         else:
-            learned.forget_plan()
+            if self._key is not None and not self._is_alone:
+                learned.forget_plan()
             self.plans.vacate()
             note = (
                 f"blockswap held {held} for residents and ring and has given them back: call again,"
@@ -180,8 +182,8 @@ class Steward:
         known = self.learned.order
         self._key = key
         learned = self._learned.setdefault(key, Learned())
-        if learned.plan is not None and learned.request is not None:
-            self.plans.install(learned)
+        if learned.plan is not None:
+            self.plans.switch(learned)
         elif learned.order or known or not self.plans.is_placed:
             self.plans.stream(learned.order or known or self.plans.order, learned)
 
@@ -211,7 +213,7 @@ class Steward:
                 streamed_bytes = self.plans.plan.streamed_bytes
                 self.plans.link.outlast(host.step_seconds, times.step_seconds, streamed_bytes)
             if learned.steps >= TIMED_STEPS:
-                learned.plan, learned.request = self.plans.make(learned)
+                self.plans.make(learned)
                 learned.enter(Stage.SETTLE)
                 self.plans.install(learned)
         else:
@@ -246,14 +248,7 @@ class Steward:
         speed = copy_speed(times, sizes, self.plans.request.link.seconds_per_copy)
         if speed > 0:
             self.plans.link.learn(speed)
-        plan, request = self.plans.make(learned)
-        _C.predict(self.plans.plan, request)
-        if plan.predicted_seconds < WORTH_INSTALLING * self.plans.plan.predicted_seconds:
-            learned.plan, learned.request = plan, request
-            self.plans.install(learned)
-            return
-        self.plans.request = request
-        learned.plan, learned.request = self.plans.plan, request
+        self.plans.improve(learned)
 
     def _watch_order(self, learned: Learned) -> None:
         """Learn anew when steps keep running otherwise than planned."""

@@ -85,6 +85,9 @@ def make_report(steward: Steward, session_state: State) -> Report:
             streamed_bytes=0,
             copies_per_step=0,
             link_gb_per_s=None,
+            sheds=steward.totals.sheds,
+            growths=steward.totals.growths,
+            ooms=steward.totals.ooms,
         )
     plan, counters = steward.plans.plan, state.engine.counters
     state.memory.note_peak()
@@ -95,7 +98,7 @@ def make_report(steward: Steward, session_state: State) -> Report:
     streamed = [piece for piece in plan.pieces if not piece.resident]
     busy_ms = timeline.link_busy_ms if timeline else 0.0
     stall_ms = timeline.stall_ms if timeline else 0.0
-    streams = bool(streamed)
+    streams, is_placed = bool(streamed), steward.plans.is_placed
     return Report(
         model=name_of(state.model),
         device=str(state.device),
@@ -104,8 +107,8 @@ def make_report(steward: Steward, session_state: State) -> Report:
         cap_bytes=state.config.vram_bytes,
         weight_bytes=state.weight_bytes,
         leaf_bytes=state.leaves.block_bytes,
-        resident_bytes=plan.resident_bytes + state.small_bytes,
-        ring_bytes=plan.ring_bytes if streamed else 0,
+        resident_bytes=plan.resident_bytes + state.small_bytes if is_placed else 0,
+        ring_bytes=plan.ring_bytes if streamed and is_placed else 0,
         fixed_bytes=state.fixed.bytes,
         activation_bytes=learned.torch_peak_bytes or None,
         host_bytes=state.host.arena.bytes,

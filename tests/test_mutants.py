@@ -101,8 +101,8 @@ MUTANTS = [
     Mutant(
         "pageable images are copied directly",
         "engine_fetch.cpp",
-        "fetch.is_pinned = images_[index].is_pinned;",
-        ";",
+        "fetch.image = images_[index];",
+        "fetch.image = {images_[index].address, true};",
         "engine_bounce",
     ),
     Mutant(
@@ -136,8 +136,15 @@ MUTANTS = [
     Mutant(
         "a stream that only waits is taken for idle",
         "device/stream_clock.cpp",
-        "num_looks = device_->is_idle(stream_) ? kIdleLooks : 1;",
+        "num_looks = !is_dead_ && device_->is_idle(stream_) ? kIdleLooks : 1;",
         "if (device_->is_idle(stream_)) return reach(now_++);",
+        "caching_pool",
+    ),
+    Mutant(
+        "a destroyed stream is called again",
+        "device/stream_clock.cpp",
+        "if (!is_dead_) {",
+        "if (true) {",
         "caching_pool",
     ),
     Mutant(

@@ -171,7 +171,8 @@ def test_a_recording_shows_every_turn_its_peak_and_what_others_record_stays_righ
     assert all(0 < end.pool_bytes < end.peak_bytes <= cap for end in ends)
     assert max(e.peak_bytes for e in ends) <= recorded.parts["unet"].peak_allocated_bytes
     in_vae = next(a for b, a in itertools.pairwise(history.moments) if b.part == "vae")
-    assert in_vae.peak_bytes == recorded.guests["vae"].peak_bytes == plain.guests["vae"].peak_bytes
+    for reported in (plain.guests["vae"].peak_bytes, recorded.guests["vae"].peak_bytes):
+        assert reported is not None and abs(in_vae.peak_bytes - reported) < MIB // 4
     seconds = [moment.seconds for moment in history.moments]
     assert seconds == sorted(seconds)
 

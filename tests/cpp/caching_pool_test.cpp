@@ -83,8 +83,9 @@ TEST(a_block_is_in_use_while_its_stream_waits_for_one_that_used_it) {
 }
 
 TEST(a_stream_that_is_destroyed_takes_no_memory_with_it) {
-  Fixture f(8 * kMiB);
+  Fixture f(12 * kMiB);
   void* block = f.use(6 * kMiB, kA);
+  void* later = f.use(3 * kMiB, kA);
   void* shared = f.use(kMiB, kB);
   f.pool->record_use(shared, kA);
   f.shared->uses.note(shared, kMiB, kA, f.device->enqueue(kA));
@@ -95,6 +96,9 @@ TEST(a_stream_that_is_destroyed_takes_no_memory_with_it) {
   CHECK(f.use(6 * kMiB, kB) == block);
   CHECK(f.use(kMiB, kB) == shared);
   CHECK(f.device->num_synchronized() == 1);
+  f.pool->free(later, kA);
+  CHECK(f.use(3 * kMiB, kB) == later);  // the device is asked, the stream is not
+  CHECK(f.device->num_synchronized() == 2);
   f.pool.reset();
   CHECK(f.device->num_calls_on_dead() == 1);
 }
