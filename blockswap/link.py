@@ -60,6 +60,7 @@ class Link:
             self.measured = self._engine.measure_link(image, target, num_bytes, repeats)
         finally:
             pool.free(target, token)
+            pool.give_back()
         self.learn(self.measured)
         self.slow_down(1.0)
 
