@@ -16,6 +16,7 @@
 #   benchmarks/on_gpu.sh demo                  make demo
 #   benchmarks/on_gpu.sh pipeline:flux         a full-size pipeline, unswapped and streamed: the same picture
 #   benchmarks/on_gpu.sh contention            what a busy link costs the host
+#   benchmarks/on_gpu.sh neighbour             a session beside a program that takes and returns memory
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-benchmarks/results}
@@ -94,6 +95,7 @@ for what in "$@"; do
       cp "$demo/timeline.png" "$OUT/${what#pipeline:}-timeline.png"
       rm -rf "$demo" ;;
     contention) limited 60 $PYTHON -m benchmarks.contention --out "$OUT/$stamp-contention.json" || failed=1 ;;
+    neighbour) limited 200 $PYTHON -m benchmarks.neighbour --out "$OUT/$stamp-neighbour.json" || failed=1 ;;
     demo) timeout 100 make demo PYTHON="$PYTHON" || failed=1 ;;
     *) echo "unknown: $what"; failed=1 ;;
   esac
