@@ -26,6 +26,8 @@ from blockswap.bench import zoo
 from blockswap.bench.head import make_head
 from blockswap.bench.rows import GIB, Row, measure, one_line
 from blockswap.bench.timing import Resident, measure_resident
+from blockswap.blocks import find_blocks
+from blockswap.pieces import find_leaves
 
 # Their steps are the time that the host needs to issue them: measured in turns with an unhooked
 # twin, whose bytes and those of its copies are taken off every peak.
@@ -34,11 +36,11 @@ HOST_BOUND = ("sdxl",)
 
 @dataclass(frozen=True)
 class Case:
-    """One row to measure: what attach is told, beside the cap that `kept` sets.
+    """One row to measure: what attach is told, beside what `kept` or `peak_gib` set.
 
     Attributes:
         kept: share of the leaf bytes on the device; None: as the options say.
-        peak_gib: cap in GiB instead.
+        peak_gib: everything streams, through a ring with which the peak is so many GiB.
     """
 
     kept: float | None = None
@@ -63,17 +65,21 @@ CASES: dict[str, list[Case]] = {
 }
 
 
-def options_of(case: Case, resident: Resident, leaf_bytes: int) -> dict[str, Any]:
+def options_of(case: Case, resident: Resident, model: nn.Module) -> dict[str, Any]:
     """Return what attach is told."""
     options = dict(case.options)
     if case.kept is not None:
-        streamed_bytes = int((1 - case.kept) * leaf_bytes)
+        streamed_bytes = int((1 - case.kept) * blockswap.leaf_bytes(model))
         if torch.cuda.is_available():
-            options["vram"] = resident.peak_allocated_bytes - streamed_bytes
+            options["vram"] = resident.peak_device_bytes - streamed_bytes
         else:
             options["offload"] = f"{streamed_bytes}B"
     elif case.peak_gib is not None:
-        options["vram"] = int(case.peak_gib * GIB)
+        outside = options.get("mode") == "layerwise"
+        leaves = find_leaves(model, find_blocks(model), include_outside=outside)
+        streamed_bytes = sum(leaf.bytes for leaf in leaves.streamable)
+        ring_bytes = int(case.peak_gib * GIB) - (resident.peak_allocated_bytes - streamed_bytes)
+        options |= {"offload": "1TB", "swap_space": f"{ring_bytes}B"}
     return options
 
 
@@ -122,7 +128,7 @@ def run_model(
     model.to("cpu")
     for case in cases:
         try:
-            options = options_of(case, resident, blockswap.leaf_bytes(model))
+            options = options_of(case, resident, model)
             if twin is None:
                 row = measure(model, inputs, resident, options, steps)
             else:

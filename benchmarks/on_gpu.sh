@@ -15,6 +15,8 @@
 #   benchmarks/on_gpu.sh packages              sdist, wheel, and a model streamed from the wheel
 #   benchmarks/on_gpu.sh demo                  make demo
 #   benchmarks/on_gpu.sh pipeline:flux         a full-size pipeline, unswapped and streamed: the same picture
+#   benchmarks/on_gpu.sh caps:flux[:0,12]      a model under twelve caps and the smallest, or those numbers
+#   benchmarks/on_gpu.sh decode[:0,5]          SDXL with VAE decode under twelve caps
 #   benchmarks/on_gpu.sh contention            what a busy link costs the host
 #   benchmarks/on_gpu.sh neighbour             a session beside a program that takes and returns memory
 set -uo pipefail
@@ -94,6 +96,14 @@ for what in "$@"; do
       cp "$demo/report.json" "$OUT/$stamp-${what#pipeline:}-pipeline.json"
       cp "$demo/timeline.png" "$OUT/${what#pipeline:}-timeline.png"
       rm -rf "$demo" ;;
+    caps:*)
+      IFS=: read -r _ model numbers <<<"$what"
+      limited "${CAPS_S:-500}" $PYTHON -m benchmarks.cap_sweep --model "$model" --numbers "${numbers:-}" \
+        --out "$OUT/$stamp-$model${numbers:+-$(tr , _ <<<"$numbers")}-cap-sweep.json" || failed=1 ;;
+    decode | decode:*)
+      numbers=${what#decode} numbers=${numbers#:}
+      limited "${DECODE_S:-400}" $PYTHON -m benchmarks.decode --numbers "$numbers" \
+        --out "$OUT/$stamp-sdxl${numbers:+-$(tr , _ <<<"$numbers")}-cap-sweep.json" || failed=1 ;;
     contention) limited 60 $PYTHON -m benchmarks.contention --out "$OUT/$stamp-contention.json" || failed=1 ;;
     neighbour) limited 200 $PYTHON -m benchmarks.neighbour --out "$OUT/$stamp-neighbour.json" || failed=1 ;;
     demo) timeout 100 make demo PYTHON="$PYTHON" || failed=1 ;;

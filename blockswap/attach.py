@@ -13,15 +13,12 @@ from blockswap.blocks import Block, find_blocks, list_counts
 from blockswap.config import SwapConfig
 from blockswap.device_memory import DeviceMemory
 from blockswap.errors import ConfigError, UseError
-from blockswap.pieces import Leaves, find_leaves
+from blockswap.pieces import Leaves, find_leaves, image_bytes
 from blockswap.pipeline import PipelineSession, attach_pipeline, is_pipeline
 from blockswap.preflight import check_attachable
 from blockswap.request import Requests
 from blockswap.session import Session
 from blockswap.together import Together, members_of, name_of
-
-ALIGNMENT = 256
-
 
 Size = int | float | str
 
@@ -155,7 +152,7 @@ def _refuse_impossible(model: nn.Module, blocks: list[Block], config: SwapConfig
     resolved = config.resolve(memory.total_bytes())
     config.check_offload(list_counts(blocks))
     leaves = find_leaves(model, blocks, include_outside=resolved.mode == "layerwise")
-    sizes = [_image_bytes([p for _, p in leaf.parameters]) for leaf in leaves.streamable]
+    sizes = [image_bytes([p for _, p in leaf.parameters]) for leaf in leaves.streamable]
     if not sizes:
         raise ConfigError(
             f"the blocks of {name_of(model)} hold no module of 64 KiB or more: nothing to stream"
@@ -170,12 +167,8 @@ def _refuse_impossible(model: nn.Module, blocks: list[Block], config: SwapConfig
         on_device = sum(p.nbytes for p in model.parameters() if p.device == device and tracked)
         fixed = memory.allocated_bytes() - on_device + _fixed_bytes(model, leaves)
         requests.check_smallest(
-            resolved.vram_bytes, fixed, _image_bytes([p for _, _, p in leaves.small])
+            resolved.vram_bytes, fixed, image_bytes([p for _, _, p in leaves.small])
         )
-
-
-def _image_bytes(parameters: list[nn.Parameter]) -> int:
-    return sum(-(-p.nbytes // ALIGNMENT) * ALIGNMENT for p in parameters)
 
 
 def _fixed_bytes(model: nn.Module, leaves: Leaves) -> int:

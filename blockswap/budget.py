@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from blockswap import _C
 from blockswap.config import ResolvedConfig
 from blockswap.device_memory import DeviceMemory
 from blockswap.errors import CapError
-from blockswap.learning import Learned
+from blockswap.learning import Grants, Learned, least
 from blockswap.request import MARGIN_BYTES, Requests
-from blockswap.room import Room
+from blockswap.room import Reading, Room, Verdict, cap_margin_bytes, margin_bytes
 from blockswap.sizes import format_bytes
+
+# What PyTorch reserves beyond what its tensors take at their peak, where that was not measured.
+FRAGMENTS_SHARE = 20
 
 
 def bytes_of(plan: _C.Plan) -> int:
@@ -17,118 +22,211 @@ def bytes_of(plan: _C.Plan) -> int:
     return int(plan.resident_bytes + plan.ring_bytes)
 
 
+class Bound:
+    """One bound on residents and ring.
+
+    Args:
+        room: follows what there is.
+        read: says who holds it now; None: not known, nothing is bounded.
+        step_bytes: says what PyTorch needs for a step beyond what its tensors hold.
+    """
+
+    def __init__(
+        self,
+        room: Room,
+        read: Callable[[], Reading | None],
+        step_bytes: Callable[[Learned], int],
+    ) -> None:
+        self.room = room
+        self._read = read
+        self._step_bytes = step_bytes
+        self._left = 0  # by the installed plan
+
+    def before_learning(self) -> int | None:
+        """Return what there is for ring and activations of a step that keeps nothing."""
+        now = self._read()
+        return None if now is None else max(0, self.room.budget(now, 0))
+
+    def grant(self, learned: Learned, small_bytes: int) -> int | None:
+        """Return what residents and ring may take now, perhaps nothing; None: no bound."""
+        now = self._read()
+        if now is None:
+            return None
+        return self.room.budget(now, self._step_bytes(learned)) - small_bytes
+
+    def note(self, left_bytes: int) -> None:
+        """Note what the plan that is installed left of what was granted for it."""
+        self._left = left_bytes
+        self.room.look_again()
+
+    def judge(self, learned: Learned, wants_more: bool) -> Verdict:
+        """Say whether another plan is due before the next step."""
+        now = self._read()
+        if now is None:
+            return Verdict.STAY
+        return self.room.judge(now, self._step_bytes(learned), self._left, wants_more)
+
+
 class Budget:
     """Bytes for residents and ring of one session, small parameters not counted.
 
-    A cap bounds them once and for all. Without one, or with ``reserve``, they follow what other
-    programs leave; the CPU's memory is not known, and bounds nothing.
+    A cap leaves what PyTorch does not need of it. Without one, or with ``reserve``, other programs
+    bound them, too. The CPU's memory is not known, and bounds nothing.
+
+    Attributes:
+        is_tight: memory was out even while everything streamed: the ring is to be the smallest.
     """
 
     def __init__(self, memory: DeviceMemory, config: ResolvedConfig, requests: Requests) -> None:
         self._memory = memory
         self._requests = requests
-        self._cap = config.vram_bytes
-        self._left_at_first = max(0, (self._cap or 0) - memory.allocated_bytes())
+        self._cap_bytes = config.vram_bytes
+        self._cap = self._others = None
+        if self._cap_bytes is not None:
+            room = Room(cap_margin_bytes(self._cap_bytes))
+            self._cap = Bound(room, self._read_cap, self._reserved_bytes)
         total = memory.total_bytes()
-        follows = total is not None and (self._cap is None or config.reserve_bytes is not None)
-        self._room = Room(total, config.reserve_bytes or 0) if total and follows else None
-        self._left = 0  # by the installed plan, of what others left for it
-        self._wants_more = False
+        if total and (self._cap_bytes is None or config.reserve_bytes is not None):
+            room = Room(margin_bytes(total), config.reserve_bytes or 0)
+            self._others = Bound(room, memory.reading, self._allocated_bytes)
+        self.is_tight = False
+        self._wants_more = False  # the installed plan streams
+        self._flushes = 0
 
     @property
     def follows(self) -> bool:
         """Whether it depends on what others leave."""
-        return self._room is not None
+        return self._others is not None
 
-    def before_learning(self, learned: Learned) -> int | None:
+    def before_learning(self) -> int | None:
         """Return what there is for ring and activations of a step that keeps nothing.
 
         None: no bound. 0: as little as possible, since memory was out.
         """
-        if learned.spare_bytes:
+        if self.is_tight:
             return 0
-        if self._cap is not None:
-            return self._left_at_first
-        now = self._memory.reading()
-        return None if self._room is None or now is None else max(0, self._room.budget(now, 0))
+        return least(bound.before_learning() for bound in self._bounds())
 
-    def by_cap(self, learned: Learned, small_bytes: int) -> int | None:
-        """Return what the cap leaves; None: there is no cap.
+    def grants(self, learned: Learned, small_bytes: int) -> Grants:
+        """Return what each bound leaves now; a cap leaves at least the smallest ring."""
+        cap, others = (
+            None if bound is None else bound.grant(learned, small_bytes)
+            for bound in (self._cap, self._others)
+        )
+        # What is kept free must not make a cap impossible.
+        return Grants(None if cap is None else max(cap, self._requests.largest_bytes), others)
+
+    def check(self, learned: Learned, small_bytes: int) -> None:
+        """Refuse what no plan can hold.
 
         Raises:
-            CapError: it cannot hold these activations and the smallest ring.
+            CapError: the cap cannot hold these activations and the smallest ring.
         """
-        if self._cap is None:
-            return None
+        if self._cap_bytes is None:
+            return
         smallest = self._requests.largest_bytes
-        taken = learned.torch_peak_bytes + small_bytes + MARGIN_BYTES
-        if self._cap - taken < smallest:
+        needed = self._memory.tally().allocated + learned.step_reserved_bytes
+        taken = needed + small_bytes + MARGIN_BYTES
+        if self._cap_bytes - taken < smallest:
             raise CapError(
-                f"the cap is {format_bytes(self._cap)}, but activations and weights outside the"
-                f" blocks take {format_bytes(learned.torch_peak_bytes)} for this input, small"
-                f" parameters {format_bytes(small_bytes)}, and the smallest ring"
-                f" {format_bytes(smallest)}: raise vram to {format_bytes(taken + smallest)} or"
-                " make the input smaller"
+                f"the cap is {format_bytes(self._cap_bytes)}, but activations and weights outside"
+                f" the blocks take {format_bytes(needed)} for this input, small parameters"
+                f" {format_bytes(small_bytes)}, and the smallest ring {format_bytes(smallest)}:"
+                f" raise vram to {format_bytes(taken + smallest)} or make the input smaller"
             )
-        # What is kept free since memory was out must not make a cap impossible.
-        return max(smallest, self._cap - taken - learned.spare_bytes)
 
-    def by_others(self, learned: Learned, small_bytes: int) -> int | None:
-        """Return what others leave now, perhaps nothing; None: that bounds nothing."""
-        if self._room is None or (now := self._memory.reading()) is None:
-            return None
-        return self._room.budget(now, self._step_bytes(learned)) - small_bytes - MARGIN_BYTES
-
-    def note(self, plan: _C.Plan, granted_bytes: int | None) -> None:
+    def note(self, plan: _C.Plan, granted: Grants) -> None:
         """Note the plan that is installed.
 
         Args:
             plan: that one.
-            granted_bytes: what others left for it.
+            granted: what there was for it.
         """
-        self._left = 0 if granted_bytes is None else granted_bytes - bytes_of(plan)
         self._wants_more = plan.streamed_bytes > 0
-        if self._room is not None:
-            self._room.look_again()
+        left = granted.least
+        for bound in self._bounds():
+            bound.note(0 if left is None else left - bytes_of(plan))
 
     def hold_off(self) -> None:
         """A plan found no memory although it seemed to be there."""
-        if self._room is not None:
-            self._room.hold_off()
+        for bound in self._bounds():
+            bound.room.hold_off()
+
+    def clear_for(self, num_bytes: int) -> None:
+        """Have PyTorch give its cache back if that and so many bytes would pass the cap."""
+        if self._cap_bytes is not None:
+            reserved = self._memory.tally().reserved
+            if reserved + num_bytes > self._cap_bytes:
+                self._memory.give_back()
 
     def is_off(self, learned: Learned) -> bool:
-        """Whether others have taken or left so much that a new plan is due before the next step."""
-        if self._room is None or (now := self._memory.reading()) is None:
-            return False
-        return self._room.is_off(now, self._step_bytes(learned), self._left, self._wants_more)
+        """Whether another plan is due before the next step."""
+        if self._cap is not None and self._has_flushed():
+            # PyTorch found no room under its limit but by giving its cache back, which waits for
+            # the device: it needs more than was seen.
+            learned.spare_bytes += cap_margin_bytes(self._cap_bytes or 0)
+            return True
+        verdicts = [bound.judge(learned, self._wants_more) for bound in self._bounds()]
+        return Verdict.SHED in verdicts or set(verdicts) == {Verdict.GROW}
 
     def has_room(self, learned: Learned, small_bytes: int) -> bool:
         """Whether the plan that was made could be installed now."""
         if learned.plan is None:
             return False
-        if self._room is not None:
-            return not self._is_short(learned, self.by_others(learned, small_bytes))
+        if self._others is not None:
+            return not self._is_short(learned, self.grants(learned, small_bytes))
         now = self._memory.reading()
         return now is None or now.pool + now.unused >= bytes_of(learned.plan) + small_bytes
 
     def is_outdated(self, learned: Learned, small_bytes: int) -> bool:
-        """Whether a plan that was made for another time's room is not to be installed as it is."""
-        granted, then = self.by_others(learned, small_bytes), learned.granted_bytes
-        if self._room is None or granted is None or learned.plan is None or then is None:
+        """Whether a plan that was made at another time is not to be installed as it is."""
+        if learned.plan is None:
             return False
-        used = bytes_of(learned.plan)
-        is_roomy = self._room.is_roomy(granted - used, then - used)
+        now, used = self.grants(learned, small_bytes), bytes_of(learned.plan)
+        then = learned.granted.least
+        if then is None:
+            return False
+        is_roomy = all(
+            bound.room.is_roomy(granted - used, then - used) for bound, granted in self._with(now)
+        )
         wants_more = learned.plan.streamed_bytes > 0
-        return (wants_more and is_roomy) or self._is_short(learned, granted)
+        return (wants_more and is_roomy) or self._is_short(learned, now)
 
-    def _is_short(self, learned: Learned, granted: int | None) -> bool:
-        if self._room is None or granted is None or learned.plan is None:
+    # ---------------------------------------------------------------------------------------------
+
+    def _bounds(self) -> list[Bound]:
+        return [bound for bound in (self._cap, self._others) if bound is not None]
+
+    def _with(self, granted: Grants) -> list[tuple[Bound, int]]:
+        """Return each bound with what it leaves."""
+        pairs = (self._cap, granted.cap), (self._others, granted.others)
+        return [(bound, left) for bound, left in pairs if bound is not None and left is not None]
+
+    def _is_short(self, learned: Learned, now: Grants) -> bool:
+        then = learned.granted.least
+        if learned.plan is None or then is None:
             return False
         used = bytes_of(learned.plan)
-        left = 0 if learned.granted_bytes is None else learned.granted_bytes - used
-        return self._room.is_short(granted - used, left)
+        return any(
+            bound.room.is_short(granted - used, then - used) for bound, granted in self._with(now)
+        )
 
-    def _step_bytes(self, learned: Learned) -> int:
+    def _read_cap(self) -> Reading | None:
+        if self._cap_bytes is None:
+            return None
+        pool = 0 if self._memory.pool is None else self._memory.pool.bytes
+        return Reading(self._cap_bytes - pool - self._memory.tally().allocated, pool)
+
+    def _reserved_bytes(self, learned: Learned) -> int:
+        self._memory.step_bytes = learned.step_bytes + learned.spare_bytes
+        return learned.step_reserved_bytes + learned.spare_bytes
+
+    def _allocated_bytes(self, learned: Learned) -> int:
         """Of the session on this device whose steps need most: any of them may run next."""
         self._memory.step_bytes = learned.step_bytes + learned.spare_bytes
-        return self._memory.most_step_bytes()
+        most = self._memory.most_step_bytes()
+        return most + most // FRAGMENTS_SHARE
+
+    def _has_flushed(self) -> bool:
+        before, self._flushes = self._flushes, self._memory.tally().flushes
+        return self._flushes > before

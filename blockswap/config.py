@@ -45,8 +45,9 @@ class SwapConfig:
 
     Args:
         device: where the model runs; None is the current accelerator, else the CPU.
-        vram: hard cap on device memory: bytes, ``"10GiB"``, or a share of the device's memory as
-            a float in (0, 1] or ``"80%"``. None: what is free.
+        vram: hard cap on what PyTorch reserves and weights take together while the model computes:
+            bytes, ``"10GiB"``, or a share of the device's memory as a float in (0, 1] or
+            ``"80%"``. None: what is free.
         offload: how much stays off the device. An int counts blocks, a dict counts them per list
             (``{"transformer_blocks": 19}``), text is bytes of weights (``"8GiB"``).
         reserve: bytes of device memory left to other programs, on top of the margin that stays

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 from types import ModuleType
 from typing import ClassVar, Protocol
 
@@ -18,6 +19,21 @@ class Held(Protocol):
     @property
     def bytes(self) -> int:
         """Return how much."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """PyTorch's allocator, without a pool of ours that it counts. Bytes.
+
+    Attributes:
+        allocated: what its tensors hold.
+        reserved: the same with what it caches.
+        flushes: how often it gave its cache back to find room, since the process began.
+    """
+
+    allocated: int
+    reserved: int
+    flushes: int
 
 
 class DeviceMemory:
@@ -111,13 +127,46 @@ class DeviceMemory:
         """Return the device's memory; None when it is not known."""
         return int(self._module.mem_get_info(self.device)[1]) if self._module else None
 
+    def tally(self) -> Tally:
+        """Return what PyTorch's allocator holds now."""
+        nested = getattr(self._module, "memory_stats_as_nested_dict", None)
+        if nested is not None:  # cheaper than one by one: it is asked for at each step
+            stats = nested(self.device)
+            held, used = (stats[f"{kind}_bytes"]["all"] for kind in ("reserved", "allocated"))
+            allocated, reserved = int(used["current"]), int(held["current"])
+            return Tally(allocated, reserved, int(stats["num_alloc_retries"]))
+        allocated = self.allocated_bytes()
+        of_device = getattr(self._module, "memory_reserved", None)
+        reserved = int(of_device(self.device)) if of_device else allocated
+        counted = self.pool.bytes if self.pool is not None and self.counts_pool else 0
+        return Tally(allocated - counted, reserved - counted, 0)
+
     def reading(self) -> Reading | None:
         """Return who holds the device's memory now; None when it is not known."""
         if self._module is None:
             return None
-        pool = self.pool.bytes if self.pool is not None else 0
+        tally, pool = self.tally(), self.pool.bytes if self.pool is not None else 0
         free = int(self._module.mem_get_info(self.device)[0])
-        return Reading(unused=free + self._cached_bytes(), pool=pool)
+        return Reading(unused=free + tally.reserved - tally.allocated, pool=pool)
+
+    def limit(self) -> float:
+        """Return what PyTorch may reserve, as a share of the device's memory."""
+        get = getattr(self._module, "get_per_process_memory_fraction", None)
+        return float(get(self.device)) if get else 1.0
+
+    def set_limit(self, share: float) -> None:
+        """Let PyTorch reserve no more than this share; devices that know no limit ignore it."""
+        put = getattr(self._module, "set_per_process_memory_fraction", None)
+        if put is not None:
+            put(share, self.device)
+
+    def limited_bytes(self) -> int | None:
+        """Return what a limit is a share of; None when it is not known."""
+        total = self.total_bytes()
+        if total is None or self.device.type != "cuda":
+            return total
+        # PyTorch takes one or the other, by its version: with the larger one, no limit is too high.
+        return max(total, int(torch.cuda.get_device_properties(self.device).total_memory))
 
     def available_bytes(self) -> int | None:
         """Return what PyTorch may take beyond what its tensors hold; None when it is not known."""
@@ -129,15 +178,6 @@ class DeviceMemory:
     def most_step_bytes(self) -> int:
         """Return the most that a step of any session on this device takes for a while."""
         return max(other.step_bytes for other in list(self._all) if other._key == self._key)
-
-    def _cached_bytes(self) -> int:
-        nested = getattr(self._module, "memory_stats_as_nested_dict", None)
-        if nested is not None:  # cheaper: it is asked for at each step
-            stats = nested(self.device)
-            held, used = (stats[f"{kind}_bytes"]["all"] for kind in ("reserved", "allocated"))
-            return int(held["current"]) - int(used["current"])
-        reserved = getattr(self._module, "memory_reserved", None)
-        return int(reserved(self.device)) - self.allocated_bytes() if reserved else 0
 
     def give_back(self) -> int:
         """Return PyTorch's unused cached memory to the device; the bytes given back."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from blockswap import _C
+from blockswap.attempt import Attempt
 from blockswap.sizes import format_bytes
+
+CALLS = ("forward", "encode", "decode")  # by which a component is used from outside
 
 
 @dataclass(frozen=True)
@@ -20,27 +25,18 @@ class GuestReport:
     Attributes:
         weight_bytes: what it takes on the device, activations not counted.
         turns: how often it came to the device.
-        peak_bytes: the most that the device held in a turn, denoisers included; None on a CPU.
-        cap_bytes: what it may hold; None: no cap.
+        peak_bytes: the most that the device held in a turn, denoisers and what PyTorch cached
+            included; None on a CPU.
     """
 
     weight_bytes: int
     turns: int
     peak_bytes: int | None
-    cap_bytes: int | None
 
     def __str__(self) -> str:
         times = "1 turn" if self.turns == 1 else f"{self.turns} turns"
         text = f"{format_bytes(self.weight_bytes)} of weights, whole on the device for {times}"
-        if self.peak_bytes is None:
-            return text
-        text += f", peak {format_bytes(self.peak_bytes)}"
-        if self.cap_bytes is None or self.peak_bytes <= self.cap_bytes:
-            return text
-        return (
-            f"{text}: above the cap of {format_bytes(self.cap_bytes)}, which bounds its weights but"
-            " not its activations; make them smaller (a VAE: enable_tiling()) or raise vram"
-        )
+        return text if self.peak_bytes is None else f"{text}, peak {format_bytes(self.peak_bytes)}"
 
 
 class Guest:
@@ -54,7 +50,8 @@ class Guest:
         num_bytes: what a turn takes on the device.
         turns: how many there were.
         peak_bytes: the most that the device held in one.
-        turn_bytes: the most that a turn took beyond what was there before; None before the first.
+        turn_bytes: the most that PyTorch took for a turn beyond what its tensors held before; None
+            before the first.
     """
 
     def __init__(self, name: str, module: nn.Module, device: torch.device) -> None:
@@ -65,21 +62,29 @@ class Guest:
         self._device = device
         self._away: list[tuple[torch.Tensor, torch.Tensor, int | None]] = []
         self._handles: list[RemovableHandle] = []
+        self._calls: dict[str, Callable[..., Any]] = {}
 
     @property
     def num_bytes(self) -> int:
         """Return the bytes that are not on the device yet."""
         return sum(t.nbytes for t in self._tensors() if t.device != self._device)
 
-    def report(self, cap_bytes: int | None) -> GuestReport:
+    def report(self) -> GuestReport:
         """Return what its turns took."""
         weight_bytes = sum(t.nbytes for t in self._tensors())
-        return GuestReport(weight_bytes, self.turns, self.peak_bytes or None, cap_bytes)
+        return GuestReport(weight_bytes, self.turns, self.peak_bytes or None)
 
-    def watch(self, on_use: Callable[[Guest], None]) -> None:
+    def watch(
+        self, on_use: Callable[[Guest], None], relieve: Callable[[torch.OutOfMemoryError], bool]
+    ) -> None:
         """Call ``on_use`` before the component, or any part of it, computes.
 
         A VAE is called by ``encode`` and ``decode``, past the root's hooks: its parts tell.
+
+        Args:
+            on_use: that.
+            relieve: called when PyTorch found no memory in a call; True: something was given back,
+                so that the call is worth repeating.
         """
 
         def before(_module: nn.Module, _args: object) -> None:
@@ -89,12 +94,40 @@ class Guest:
             owns = next(module.parameters(recurse=False), None) is not None
             if owns or module is self.module:
                 self._handles.append(module.register_forward_pre_hook(before, prepend=True))
+        for name in CALLS:
+            if name not in vars(self.module) and callable(getattr(self.module, name, None)):
+                self._calls[name] = self._repeated(name, relieve)
+                setattr(self.module, name, self._calls[name])
+
+    def _repeated(
+        self, name: str, relieve: Callable[[torch.OutOfMemoryError], bool]
+    ) -> Callable[..., Any]:
+        """Return a method of the component that runs again when memory was out."""
+        module = self.module
+
+        @functools.wraps(getattr(module, name))
+        def call(*args: Any, **kwargs: Any) -> Any:
+            # Looked up at each call: tools exchange the methods of classes.
+            method = getattr(type(module), name)
+            attempt = Attempt(module, (args, kwargs), self._device)
+            try:
+                return method(module, *args, **kwargs)
+            except torch.OutOfMemoryError as error:
+                if not relieve(error) or not attempt.rewind():
+                    raise
+            return method(module, *args, **kwargs)
+
+        return call
 
     def unwatch(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for name, call in self._calls.items():
+            if vars(self.module).get(name) is call:
+                delattr(self.module, name)
+        self._calls.clear()
 
     @torch.no_grad()
     def enter(self) -> None:
@@ -124,53 +157,3 @@ class Guest:
 
     def _tensors(self) -> list[torch.Tensor]:
         return [*self.module.parameters(), *self.module.buffers()]
-
-
-class Turns:
-    """Who is on the device besides the denoisers: at most one guest.
-
-    Args:
-        make_room: called before a guest comes.
-        take_note: called with a guest that is there, at any time of its turn.
-        on_end: called when it has left.
-    """
-
-    def __init__(
-        self,
-        make_room: Callable[[Guest], None],
-        take_note: Callable[[Guest], None],
-        on_end: Callable[[], None],
-    ) -> None:
-        self._make_room = make_room
-        self._take_note = take_note
-        self._on_end = on_end
-        self._present: Guest | None = None
-
-    def begin(self, guest: Guest) -> None:
-        """It is ``guest``'s turn."""
-        if self._present is guest:
-            return
-        self.end()
-        self._make_room(guest)
-        try:
-            guest.enter()
-        except BaseException:
-            self._on_end()
-            raise
-        guest.turns += 1
-        self._present = guest
-
-    def note(self) -> None:
-        """Note what the turn took so far."""
-        if self._present is not None:
-            self._take_note(self._present)
-
-    def end(self) -> None:
-        """Nobody's turn: a denoiser runs, or the pipeline's call has ended."""
-        self.note()
-        guest, self._present = self._present, None
-        if guest is not None:
-            try:
-                guest.leave()
-            finally:
-                self._on_end()

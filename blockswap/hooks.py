@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from blockswap import _C
+from blockswap.attempt import Attempt
 from blockswap.binding import Gate, Unit, weights_of
 
 logger = logging.getLogger("blockswap")
@@ -41,8 +42,8 @@ class Entrance(Protocol):
     def leave(self, module: nn.Module, completed: bool = True) -> None:
         """Close the gate if ``module`` opened it."""
 
-    def relieve(self, error: torch.OutOfMemoryError) -> None:
-        """Hear that PyTorch had no memory in a forward that has ended."""
+    def relieve(self, error: torch.OutOfMemoryError, attempt: Attempt) -> bool:
+        """Hear that PyTorch had no memory in a forward that has ended; True: run it again."""
 
     def abort(self) -> None:
         """Close the gate after an interruption."""
@@ -121,22 +122,26 @@ class _Door:
             inside = gate.is_open and gate.is_whole and gate.root is not module
             if inside and gate.owner == get_ident():
                 return original(*args, **kwargs)
-            session.enter(module, args, kwargs)
-            try:
-                output = original(*args, **kwargs)
-            except Exception as error:
+            attempt = Attempt(module, (args, kwargs), session.token.device)
+            while True:
+                session.enter(module, args, kwargs)
                 try:
-                    session.leave(module, completed=False)
-                    if isinstance(error, torch.OutOfMemoryError):
-                        session.relieve(error)
-                except Exception:
-                    logger.exception("%s failed, and closing it, too", type(module).__name__)
-                raise
-            except BaseException:
-                session.abort()
-                raise
-            session.leave(module)
-            return output
+                    output = original(*args, **kwargs)
+                except Exception as error:
+                    try:
+                        session.leave(module, completed=False)
+                        if isinstance(error, torch.OutOfMemoryError) and session.relieve(
+                            error, attempt
+                        ):
+                            continue  # which frees what the failed forward held
+                    except Exception:
+                        logger.exception("%s failed, and closing it, too", type(module).__name__)
+                    raise
+                except BaseException:
+                    session.abort()
+                    raise
+                session.leave(module)
+                return output
 
         self._forward = forward
         module.forward = forward

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 import torch
 
@@ -47,6 +48,31 @@ class Stage(Enum):
     READY = "ready"
 
 
+def least(amounts: Iterable[int | None]) -> int | None:
+    """Return the smallest of those that are known."""
+    return min((amount for amount in amounts if amount is not None), default=None)
+
+
+class Grants(NamedTuple):
+    """Bytes for residents and ring. None: no such bound.
+
+    Attributes:
+        cap: what the cap leaves.
+        others: what other programs leave.
+    """
+
+    cap: int | None = None
+    others: int | None = None
+
+    @property
+    def least(self) -> int | None:
+        """Return what both leave."""
+        return least(self)
+
+
+NOTHING_GRANTED = Grants()
+
+
 @dataclass
 class Learned:
     """What is known about one input shape.
@@ -64,7 +90,8 @@ class Learned:
         unmeasured_seconds: of the one among them whose pieces were not measured.
         torch_peak_bytes: the most that PyTorch held in a step, pool excluded.
         step_bytes: how much of it came in the step.
-        granted_bytes: what others left for the plan; None: nobody asked.
+        step_reserved_bytes: the same with what it cached.
+        granted: what there was for the plan.
         spare_bytes: what is kept free on top, since memory was out once.
     """
 
@@ -83,8 +110,9 @@ class Learned:
     unmeasured_seconds: float = 0.0
     torch_peak_bytes: int = 0
     step_bytes: int = 0
+    step_reserved_bytes: int = 0
     spare_bytes: int = 0
-    granted_bytes: int | None = None
+    granted: Grants = NOTHING_GRANTED
     plan: _C.Plan | None = None
     request: _C.PlanRequest | None = None
     disordered_steps: int = 0
@@ -97,14 +125,16 @@ class Learned:
         """
         return self.stage is not Stage.SETTLE or done != self.settling_steps - 2
 
-    def note_peak(self, torch_bytes: int, held_bytes: int) -> None:
-        """Note what PyTorch held at a step's peak, and what at its begin."""
-        self.torch_peak_bytes = max(self.torch_peak_bytes, torch_bytes)
-        self.step_bytes = max(self.step_bytes, torch_bytes - held_bytes)
+    def note_peak(self, allocated_bytes: int, reserved_bytes: int, held_bytes: int) -> None:
+        """Note what PyTorch allocated and reserved at a step's peak, and what it held before."""
+        self.torch_peak_bytes = max(self.torch_peak_bytes, allocated_bytes)
+        self.step_bytes = max(self.step_bytes, allocated_bytes - held_bytes)
+        self.step_reserved_bytes = max(self.step_reserved_bytes, reserved_bytes - held_bytes)
 
     def forget_plan(self) -> None:
-        """Memory was out under the plan: learn the times anew, and keep more free than before."""
-        self.spare_bytes += max(LEAST_SPARE_BYTES, self.step_bytes // SPARE_SHARE)
+        """Memory was out: learn anew, and if it was so under a plan, keep more free than before."""
+        if self.plan is not None:
+            self.spare_bytes += max(LEAST_SPARE_BYTES, self.step_bytes // SPARE_SHARE)
         self.plan = self.request = None
         self.seconds.clear()
         self.enter(Stage.TRACE)

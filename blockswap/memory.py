@@ -18,7 +18,10 @@ from blockswap.errors import ConfigError, UseError
 
 Device = torch.device | str | int | None
 
+_NO_LIMIT = 2**63 - 1
+
 _installed = False
+_limits: dict[int, int] = {}  # by device, as set by `set_limit`
 _plug: Any = None  # PyTorch's object over the pool: it must outlive every MemPool
 
 
@@ -45,6 +48,14 @@ class _InstalledPool:
 
     def empty_cache(self) -> None:
         torch.cuda.empty_cache()  # reaches the pool
+
+    def get_per_process_memory_fraction(self, device: Device) -> float:
+        total = self.mem_get_info(device)[1]
+        return min(1.0, _limits.get(_index_of(device), total) / total)
+
+    def set_per_process_memory_fraction(self, fraction: float, device: Device) -> None:
+        total = self.mem_get_info(device)[1]
+        _pool_of(device).set_limit(_NO_LIMIT if fraction >= 1 else int(fraction * total))
 
 
 def install() -> None:
@@ -152,7 +163,8 @@ def set_limit(device: Device, num_bytes: int | None) -> None:
     """
     if num_bytes is not None and num_bytes <= 0:
         raise ConfigError(f"a limit of {num_bytes} bytes: give a positive number, or None for none")
-    _pool_of(device).set_limit(2**63 - 1 if num_bytes is None else num_bytes)
+    _pool_of(device).set_limit(_NO_LIMIT if num_bytes is None else num_bytes)
+    _limits[_index_of(device)] = _NO_LIMIT if num_bytes is None else num_bytes
 
 
 def _pool_of(device: Device) -> _C.CachingPool:

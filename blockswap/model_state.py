@@ -14,6 +14,7 @@ from blockswap.fixed import FixedTensors
 from blockswap.host import Host
 from blockswap.pieces import SMALL, Leaves, find_leaves
 from blockswap.residents import Residents
+from blockswap.share import Share
 
 WRITTEN = 3  # Change::Kind::kWritten: the image itself holds the new values
 
@@ -34,6 +35,8 @@ class ModelState:
         self.is_asynchronous = self.device.type != "cpu"  # beside the host
         self.memory = DeviceMemory(self.device)
         self.config: ResolvedConfig = config.resolve(self.memory.total_bytes())
+        self.share = Share(self.memory, self.config.vram_bytes)
+        self.streams_outside = self.config.mode == "layerwise"
         self.priorities = config.priorities
         self.blocks = blocks
         self.is_taken = self.is_detached = False
@@ -50,8 +53,9 @@ class ModelState:
         On failure or Ctrl-C every parameter keeps whole values, and nothing else has changed.
         """
         self.weight_bytes = sum(p.nbytes for p in self.model.parameters())
+        self._has_outside = self.streams_outside
         self.leaves: Leaves = find_leaves(
-            self.model, self.blocks, include_outside=self.config.mode == "layerwise"
+            self.model, self.blocks, include_outside=self.streams_outside
         )
         self.driver = _C.make_device(self.device.type, self.device.index or 0)
         self.engine = _C.Engine(self.driver, self.config.copy_streams, self.config.check)
@@ -245,11 +249,13 @@ class ModelState:
 
     def begin_step(self, continues: bool) -> None:
         """Bind parameters to the device; ``continues``: a further part of the same step."""
+        self.share.impose(self.memory.pool_beside_bytes)
         self.engine.begin_step(self.token, continues)
         self.binding.bind()
 
     def end_step(self) -> list[str]:
         """Bind parameters to their images; the names of those that the forward changed."""
+        self.share.lift()
         edited = self.binding.unbind()
         self.engine.end_step(self.token)
         for unit in self._diverted:
@@ -274,7 +280,8 @@ class ModelState:
 
     def is_restructured(self) -> bool:
         """Whether modules came or went, or parameters other than the managed ones."""
-        return bool(self.binding.is_restructured())
+        other = self._has_outside is not self.streams_outside
+        return other or bool(self.binding.is_restructured())
 
     def reconcile(self) -> bool:
         """Bring edits made since the last forward into the images and to the device.

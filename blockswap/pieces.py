@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -14,6 +15,7 @@ from blockswap.together import members_of
 # model whose largest leaf is small itself, the bound is a share of that one.
 MIN_LEAF_BYTES = 64 * 1024
 MIN_LEAF_SHARE = 1 / 64
+ALIGNMENT = 256  # csrc/plan.h, kAlignment
 OUTSIDE = "(outside the blocks)"
 SMALL = "(small parameters)"
 
@@ -123,6 +125,11 @@ def _shared_parameters(model: nn.Module) -> set[nn.Parameter]:
     for module in model.modules():
         seen.update(p for p in module._parameters.values() if p is not None)
     return {parameter for parameter, count in seen.items() if count > 1}
+
+
+def image_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    """Return what parameters take in one image, each at an aligned offset."""
+    return sum(-(-p.nbytes // ALIGNMENT) * ALIGNMENT for p in parameters)
 
 
 def leaf_bytes(model: nn.Module) -> int:

@@ -14,12 +14,13 @@ from torch.utils.hooks import RemovableHandle
 from blockswap.config import SwapConfig
 from blockswap.device_memory import DeviceMemory
 from blockswap.errors import CapError, ConfigError, UseError
-from blockswap.guests import Guest, Turns
+from blockswap.guests import Guest
 from blockswap.history import MemoryHistory, Recorder, recording
 from blockswap.pipeline_report import PipelineReport
 from blockswap.report import State
 from blockswap.session import Session
 from blockswap.sizes import format_bytes
+from blockswap.turns import Turns
 
 DENOISERS = ("transformer", "unet", "controlnet", "prior")  # and what begins so: transformer_2
 KEY = "_blockswap_session"
@@ -67,11 +68,12 @@ class PipelineSession:
         self.config = config
         self.sessions = sessions
         self._guests = guests
-        self._memory = DeviceMemory(config.target_device())
-        self._turns = Turns(self._make_room, self._take_note, self._end_turn)
+        memory = DeviceMemory(config.target_device())
+        resolved = config.resolve(memory.total_bytes())
+        self._cap_bytes = resolved.vram_bytes
+        self._turns = Turns(sessions.values(), memory, resolved, self._record)
         self._handles: list[RemovableHandle] = []
         self._recorder: Recorder | None = None
-        self._held_bytes = 0  # when the guest's turn began
         self._hook()
         pipe.__dict__[KEY] = self
 
@@ -84,10 +86,9 @@ class PipelineSession:
     def report(self) -> PipelineReport:
         """Return what happened up to the last step of each denoiser."""
         self._turns.note()
-        cap = self.config.resolve(self._memory.total_bytes()).vram_bytes
         return PipelineReport(
             {name: session.report() for name, session in self.sessions.items()},
-            {guest.name: guest.report(cap) for guest in self._guests},
+            {guest.name: guest.report() for guest in self._guests},
         )
 
     def pause(self) -> None:
@@ -133,9 +134,8 @@ class PipelineSession:
         ...     image = pipe("a red fox").images[0]
         >>> history.save("memory.png")  # doctest: +SKIP
         """
-        cap = self.config.resolve(self._memory.total_bytes()).vram_bytes
         memory = DeviceMemory(self.config.target_device())
-        with recording(memory, cap, self.sessions) as (self._recorder, history):
+        with recording(memory, self._cap_bytes, self.sessions) as (self._recorder, history):
             try:
                 yield history
             finally:
@@ -173,7 +173,7 @@ class PipelineSession:
             self._handles.append(model.register_forward_pre_hook(before, prepend=True))
             shim.register(model, looks)
         for guest in self._guests:
-            guest.watch(self._turns.begin)
+            guest.watch(self._turns.begin, self._turns.relieve)
             shim.register(guest.module, looks)
         self.pipe.__dict__[CALL_END] = self._end_call
 
@@ -182,49 +182,18 @@ class PipelineSession:
 
         self._turns.end()
         self.pipe.__dict__.pop(CALL_END, None)
-        for guest in self._guests:
-            guest.unwatch()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        modules = [session.model for session in self.sessions.values()]
-        for module in [*modules, *(guest.module for guest in self._guests)]:
-            shim.remove(module)
+        for session in self.sessions.values():
+            shim.remove(session.model)
+        for guest in self._guests:
+            shim.remove(guest.module)  # it keeps the forward that it found, which is ours
+            guest.unwatch()
 
     def _end_call(self) -> None:
         self._turns.end()
         type(self.pipe).maybe_free_model_hooks(self.pipe)
-
-    def _make_room(self, guest: Guest) -> None:
-        free = self._memory.available_bytes()
-        # What it computes with is known after its first turn, which has the device to itself.
-        needed = max(guest.num_bytes, guest.turn_bytes or 0)
-        fits = free is None or (
-            guest.turn_bytes is not None and needed <= free - int(self.config.reserve or 0)
-        )
-        for session in self.sessions.values():
-            if self.config.vram is not None or not fits:
-                session.vacate()
-        for session in self.sessions.values():
-            session._state.memory.unwatch()
-        self._memory.begin_span()
-        self._held_bytes = self._memory.allocated_bytes()
-        self._record(guest.name)
-
-    def _take_note(self, guest: Guest) -> None:
-        """Note the peak of a turn, which is not the denoisers'."""
-        span = self._memory.span_peak_bytes()
-        if span:  # else PyTorch keeps no count of this device
-            memories = [session._state.memory for session in self.sessions.values()]
-            beside = sum(memory.pool_beside_bytes for memory in memories)
-            guest.peak_bytes = max(guest.peak_bytes, span + beside)
-            guest.turn_bytes = max(guest.turn_bytes or 0, span - self._held_bytes)
-
-    def _end_turn(self) -> None:
-        for session in self.sessions.values():
-            if session._state.is_taken:
-                session._state.memory.watch()
-        self._record("")
 
     def _record(self, part: str) -> None:
         if self._recorder is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from blockswap import _C
 from blockswap.budget import Budget, bytes_of
@@ -27,8 +28,9 @@ class Totals:
 
     Attributes:
         mispredicted, refetched: pieces, under the plans before the installed one.
-        sheds, growths: plans for less, for more memory, since others took or left it.
+        sheds, growths: plans for less, for more memory, since it was taken or left.
         ooms: forwards that PyTorch ended for lack of memory.
+        rungs: how often each rung of the ladder was taken then.
     """
 
     mispredicted: int = 0
@@ -36,6 +38,7 @@ class Totals:
     sheds: int = 0
     growths: int = 0
     ooms: int = 0
+    rungs: Counter[str] = field(default_factory=Counter)
 
 
 class Plans:
@@ -76,10 +79,15 @@ class Plans:
         self.link = Link(state.engine, state.config.throttle_gb_per_s)
         is_gpu = state.device.type == "cuda"
         self.link.measure(
-            state.host, state.pool, state.token, self.budget.before_learning(Learned()), is_gpu
+            state.host, state.pool, state.token, self.budget.before_learning(), is_gpu
         )
         self.is_placed = False
         self._most_bytes: int | None = None  # that the device was seen to have
+
+    @property
+    def largest_bytes(self) -> int:
+        """Return the size of the smallest ring."""
+        return self._requests.largest_bytes
 
     def members(self) -> list[list[int]]:
         """Return the leaves of each installed piece."""
@@ -94,28 +102,30 @@ class Plans:
         Raises:
             CapError: the cap cannot hold it.
         """
-        small_bytes = self._state.small_bytes
-        by_cap = self.budget.by_cap(learned, small_bytes)
-        by_others = self.budget.by_others(learned, small_bytes)
-        if by_others is not None and self._most_bytes is not None:
-            by_others = min(by_others, self._most_bytes)
-        if by_others is None or (by_cap is not None and by_cap <= by_others):
-            made = self._planned(learned, by_cap)
+        if learned.plan is None:
+            self.budget.check(learned, self._state.small_bytes)
+        granted = self.budget.grants(learned, self._state.small_bytes)
+        cap, others = granted
+        if others is not None and self._most_bytes is not None:
+            others = min(others, self._most_bytes)
+            granted = granted._replace(others=others)
+        if others is None or (cap is not None and cap <= others):
+            made = self._planned(learned, cap)
         else:
             try:
-                made = self._planned(learned, max(by_others, self._requests.largest_bytes))
+                made = self._planned(learned, max(others, self._requests.largest_bytes))
             except CapError as error:
-                logger.info("others leave %s: %s", format_bytes(max(0, by_others)), error)
+                logger.info("others leave %s: %s", format_bytes(max(0, others)), error)
                 return False
         learned.plan, learned.request = made
-        learned.granted_bytes = by_others
+        learned.granted = granted
         return True
 
     def stream(self, order: list[int], learned: Learned) -> None:
         """Install the plan that keeps nothing: every leaf a streamed piece, a small ring."""
-        plan, request = self._requests.streaming(order, self.budget.before_learning(learned))
+        plan, request = self._requests.streaming(order, self.budget.before_learning())
         self._install(plan, request, order, learned)
-        self.budget.note(plan, self.budget.by_others(learned, self._state.small_bytes))
+        self.budget.note(plan, self.budget.grants(learned, self._state.small_bytes))
 
     def install(self, learned: Learned) -> None:
         """Install what was planned, or less where somebody has taken the memory meanwhile.
@@ -128,7 +138,7 @@ class Plans:
                 break
             try:
                 self._install(learned.plan, learned.request, learned.order, learned)
-                self.budget.note(learned.plan, learned.granted_bytes)
+                self.budget.note(learned.plan, learned.granted)
                 return
             except DeviceError as error:
                 free = self._state.memory.free_bytes() or 0  # PyTorch's cache is empty now
@@ -188,10 +198,10 @@ class Plans:
             self._totals.sheds += now < before
             self._totals.growths += now > before
             logger.info(
-                "residents and ring take %s, before it was %s: others %s memory",
+                "residents and ring take %s, before it was %s: there is %s memory for them",
                 format_bytes(now),
                 format_bytes(before),
-                "took" if now < before else "left",
+                "less" if now < before else "more",
             )
 
     def _planned(
@@ -216,6 +226,7 @@ class Plans:
         mispredicted, refetched = counters.mispredicted, counters.refetched
         self.plan, self.request, self.order = plan, request, list(order)
         self.is_placed = False  # unless all of it succeeds
+        self.budget.clear_for(bytes_of(plan) + self._state.small_bytes)
         self._state.place(plan, request, self.order, learned.runs)
         self.is_placed = True
         self._totals.mispredicted += mispredicted

@@ -121,7 +121,7 @@ class Report:
     state: State
     steps: int  # since attach
     # Memory, bytes.
-    cap_bytes: int | None  # bound on peak_allocated_bytes; None: no cap
+    cap_bytes: int | None  # bound on peak_device_bytes in forwards; None: no cap
     weight_bytes: int  # all of the model
     leaf_bytes: int  # leaf modules of the blocks: what may stream
     resident_bytes: int
@@ -149,11 +149,12 @@ class Report:
     # Events since attach.
     mispredicted: int = 0  # pieces that ran out of order
     refetched: int = 0  # pieces fetched again after an edit
-    # Since attach: plans for less and for more memory, because others took or left it; forwards
-    # that PyTorch ended for lack of memory.
+    # Since attach: plans for less and for more memory, because it was taken or left; forwards that
+    # PyTorch ended for lack of memory, and what was given up then, by the ladder's rungs.
     sheds: int = 0
     growths: int = 0
     ooms: int = 0
+    ladder: dict[str, int] = dataclasses.field(default_factory=dict)
     # The plan.
     num_pieces: int = 0
     num_resident_pieces: int = 0
@@ -238,7 +239,7 @@ class Report:
 
     def _memory_rows(self) -> Iterable[tuple[str, str, str]]:
         cap = "none" if self.cap_bytes is None else format_bytes(self.cap_bytes)
-        peak = "" if not self.peak_allocated_bytes else format_bytes(self.peak_allocated_bytes)
+        peak = "" if not self.peak_device_bytes else format_bytes(self.peak_device_bytes)
         yield "cap", cap, f"peak so far {peak}" if peak else ""
         share = self.resident_bytes / self.leaf_bytes if self.leaf_bytes else 1.0
         pieces = f"{self.num_resident_pieces} of {_count(self.num_pieces, 'piece')}"
@@ -261,10 +262,12 @@ class Report:
             format_bytes(self.host_bytes),
             f"{format_bytes(self.pinned_bytes)} pinned{ring}",
         )
-
         if self.sheds or self.growths:
             changes = f"{_count(self.sheds, 'shed')}, {_count(self.growths, 'growth')}"
-            yield "others", changes, "plans for what other programs took or left"
+            yield "elastic", changes, "plans for memory that was taken or left"
+        if self.ooms:
+            rungs = ", ".join(f"{count} {rung}" for rung, count in self.ladder.items())
+            yield "out of memory", _count(self.ooms, "forward"), f"ladder: {rungs or 'none left'}"
 
     def _time_rows(self) -> Iterable[tuple[str, str, str]]:
         copies = f"per step in {_count(self.copies_per_step, 'copy', 'copies')}"

@@ -1,8 +1,9 @@
-"""How much of a device residents and ring may take while others use it, too. Pure."""
+"""How much residents and ring may take of a device, or of a cap, whose rest is in use. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 MIB = 2**20
 # Left free for the driver, for fragments and so that a neighbour's next request succeeds before the
@@ -10,8 +11,9 @@ MIB = 2**20
 LEAST_MARGIN_BYTES = 768 * MIB
 MARGIN_SHARE = 32  # of the device's memory, where that is more
 MOST_MARGIN_SHARE = 10  # of a small device
-# What PyTorch reserves beyond what its tensors take at their peak.
-FRAGMENTS_SHARE = 20
+# Of a cap, for what PyTorch reserves in one step and not in another: two of its larger segments.
+LEAST_CAP_MARGIN_BYTES, MOST_CAP_MARGIN_BYTES = 2 * MIB, 40 * MIB
+CAP_MARGIN_SHARE = 64
 # Shares of the margin: fewer bytes taken or left than these move nothing. A request of 512 MiB must
 # find room on a card of 8 GiB whatever was taken before: 768 * (1 - 1/4 - 1/16) > 512.
 SHED_SHARE, GROW_SHARE, LOOK_SHARE = 4, 2, 16
@@ -26,17 +28,31 @@ def margin_bytes(total_bytes: int) -> int:
     return min(wanted, total_bytes // MOST_MARGIN_SHARE)
 
 
+def cap_margin_bytes(cap_bytes: int) -> int:
+    """Return what stays free of a cap of so many bytes."""
+    wanted = min(MOST_CAP_MARGIN_BYTES, cap_bytes // CAP_MARGIN_SHARE)
+    return max(LEAST_CAP_MARGIN_BYTES, wanted)
+
+
 @dataclass(frozen=True)
 class Reading:
-    """Who holds a device's memory, in bytes.
+    """Who holds a device's memory, or a cap's, in bytes.
 
     Attributes:
-        unused: what the driver could give, and what PyTorch holds without using it.
+        unused: what there is for residents, ring and the next step: also what PyTorch has cached.
         pool: what residents, ring and small parameters take.
     """
 
     unused: int
     pool: int
+
+
+class Verdict(Enum):
+    """What a look at the memory says of the installed plan."""
+
+    STAY = "stay"
+    SHED = "shed"
+    GROW = "grow"
 
 
 class Room:
@@ -46,13 +62,13 @@ class Room:
     and goes in small parts moves nothing.
 
     Args:
-        total_bytes: the device's memory.
-        reserve_bytes: to leave to others on top of the margin.
+        margin_bytes: to stay free.
+        reserve_bytes: to leave to others on top of it.
     """
 
-    def __init__(self, total_bytes: int, reserve_bytes: int = 0) -> None:
-        self._margin = margin_bytes(total_bytes)
-        self._keep_free = self._margin + reserve_bytes
+    def __init__(self, margin_bytes: int, reserve_bytes: int = 0) -> None:
+        self._margin = margin_bytes
+        self._keep_free = margin_bytes + reserve_bytes
         self._roomy_steps = 0
         self._unused_seen: int | None = None
 
@@ -60,11 +76,10 @@ class Room:
         """Return what the pool may take; not positive when others leave too little.
 
         Args:
-            now: the device, between two steps.
-            step_bytes: what PyTorch's tensors take at the peak of a step beyond what they take now.
+            now: between two steps.
+            step_bytes: what PyTorch takes at the peak of a step beyond what its tensors take now.
         """
-        needed = step_bytes + step_bytes // FRAGMENTS_SHARE
-        return now.pool + now.unused - needed - self._keep_free
+        return now.pool + now.unused - step_bytes - self._keep_free
 
     def is_short(self, spare_bytes: int, left_bytes: int) -> bool:
         """Whether a plan takes too much.
@@ -80,29 +95,26 @@ class Room:
         """Whether there is so much more room that another plan is due; as `is_short`."""
         return spare_bytes > max(0, left_bytes) + self._margin // GROW_SHARE
 
-    def is_off(self, now: Reading, step_bytes: int, left_bytes: int, wants_more: bool) -> bool:
-        """Whether to plan for another budget before the next step.
+    def judge(self, now: Reading, step_bytes: int, left_bytes: int, wants_more: bool) -> Verdict:
+        """Say whether to plan for another budget before the next step.
 
         Args:
-            now: the device, as for `budget`.
+            now: as for `budget`.
             step_bytes: as for `budget`.
             left_bytes: as for `is_short`.
             wants_more: the pool would use more room if it had it.
         """
         if self._is_as_seen(now.unused):
-            return False
+            return Verdict.STAY
         spare = self.budget(now, step_bytes) - now.pool
         if self.is_short(spare, left_bytes):
             self._roomy_steps = 0
-            return True
+            return Verdict.SHED
         if not wants_more or not self.is_roomy(spare, left_bytes):
             self._roomy_steps = 0
-            return False
+            return Verdict.STAY
         self._roomy_steps += 1
-        if self._roomy_steps < GROW_AFTER:
-            return False
-        self._roomy_steps = 0
-        return True
+        return Verdict.GROW if self._roomy_steps >= GROW_AFTER else Verdict.STAY
 
     def hold_off(self) -> None:
         """Memory that seemed to be there was not: for a while, take no more."""
@@ -111,6 +123,7 @@ class Room:
     def look_again(self) -> None:
         """The pool has changed: the next look counts."""
         self._unused_seen = None
+        self._roomy_steps = min(0, self._roomy_steps)
 
     def _is_as_seen(self, unused_bytes: int) -> bool:
         """Whether so little has changed since the last look that none is due."""

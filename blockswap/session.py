@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 from blockswap import _C, attached
+from blockswap.attempt import Attempt
+from blockswap.autocast import AutocastCache
 from blockswap.binding import ONE_CALLER, Gate, Unit
 from blockswap.blocks import Block, find_blocks, still_there
 from blockswap.callers import is_running
 from blockswap.config import SwapConfig
+from blockswap.device_memory import DeviceMemory
 from blockswap.errors import UseError
 from blockswap.hooks import Hooks
 from blockswap.learning import shape_key
@@ -46,7 +49,7 @@ class Session:
         self._part_of = {member: part for part, member in enumerate(self._members)}.get
         self._cycle = Cycle(len(self._members))
         self._inside = threading.Lock()
-        self._autocast_cached = False
+        self._autocast_cache = AutocastCache()
         self._hooks: Hooks | None = None
         self._state = ModelState(model, config, blocks, self.gate)
         self._steward = Steward(self._state, self._place_hooks)
@@ -119,6 +122,18 @@ class Session:
             self._between_forwards(self._steward.vacate)
             self._cycle.interrupt()
 
+    # What a pipeline asks ------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> DeviceMemory:
+        """Return what counts the device's memory for this session."""
+        return self._state.memory
+
+    @property
+    def pool_bytes(self) -> int:
+        """Return what small parameters, residents and ring take on the device now."""
+        return int(self._state.pool.bytes) if self._state.is_taken else 0
+
     # What the hooks call -------------------------------------------------------------------------
 
     @property
@@ -161,9 +176,10 @@ class Session:
             self.gate.root, self.gate.live, self.gate.running = module, -1, None
             self.gate.is_whole = self._part_of(module) is not None
             self._state.begin_step(continues)
-            self._stop_autocast_cache()
+            self._autocast_cache.turn_off(self.token.device.type)
             self.gate.is_open = True
         except BaseException:
+            self._state.share.lift()
             self.gate.owner, self.gate.root = 0, None
             self._inside.release()
             raise
@@ -191,10 +207,9 @@ class Session:
                 " edit weights between forwards, or call session.pause() first"
             )
 
-    def relieve(self, error: torch.OutOfMemoryError) -> None:
-        """Give memory back after PyTorch had none in a forward."""
-        if not self.gate.is_open:
-            self._steward.after_out_of_memory(error)
+    def relieve(self, error: torch.OutOfMemoryError, attempt: Attempt) -> bool:
+        """Give memory back after PyTorch had none in a forward; whether to run it again."""
+        return not self.gate.is_open and self._steward.after_out_of_memory(error, attempt)
 
     def abort(self) -> None:
         """Close the gate after an interruption; the next forward starts clean."""
@@ -274,9 +289,7 @@ class Session:
         try:
             edited = self._state.end_step()
         finally:
-            if self._autocast_cached:
-                torch.set_autocast_cache_enabled(True)
-                self._autocast_cached = False
+            self._autocast_cache.restore()
             self.gate.owner = 0
             self._inside.release()
         return edited
@@ -299,12 +312,6 @@ class Session:
         if not self.gate.is_open or self.gate.owner != threading.get_ident():
             return False
         return not is_running(self.gate.root)
-
-    def _stop_autocast_cache(self) -> None:
-        # The cache would keep a cast copy of every weight on the device until autocast ends.
-        if torch.is_autocast_enabled(self.token.device.type) and torch.is_autocast_cache_enabled():
-            torch.set_autocast_cache_enabled(False)
-            self._autocast_cached = True
 
     def __enter__(self) -> Session:
         return self

@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable
 
 import torch
 
+from blockswap.attempt import Attempt
+from blockswap.ladder import Held, Rung, next_rung, tell
 from blockswap.learning import (
     RELEARN_AFTER,
     SETTLING_STEPS_OF_HOST,
@@ -25,7 +27,6 @@ from blockswap.model_state import ModelState
 from blockswap.plans import Plans, Totals
 from blockswap.refine import refine
 from blockswap.report import Report, State, Timeline
-from blockswap.sizes import format_bytes
 from blockswap.telling import make_report, make_timeline, pageable_note
 
 logger = logging.getLogger("blockswap")
@@ -58,6 +59,7 @@ class Steward:
         self._usually_missed: int | None = None  # mispredictions in a step under the plan
         self._completed = False
         self._is_alone = False  # a block runs outside its model's forward
+        self._is_tight = False  # the ring of the first steps is the smallest
 
     @property
     def learned(self) -> Learned:
@@ -81,6 +83,7 @@ class Steward:
         self.notes.clear()
         state.memory.watch()
         self.plans = Plans(state, self.notes, self.totals, self._installed)
+        self.plans.budget.is_tight = self._is_tight
         if state.is_asynchronous and (note := pageable_note(state.host)):
             self.notes.append(note)
             logger.warning(note)
@@ -124,6 +127,8 @@ class Steward:
         self.state.engine.measure(self._measures())
         self._steps_of_plan += 1
         if not self.is_ready:
+            if self.learned.stage is Stage.TRACE and self.state.config.vram_bytes is not None:
+                self.state.memory.give_back()  # so that what it reserves is what this input needs
             self.state.memory.begin_span()
             self._held_bytes = self._torch_bytes(self.state.memory.allocated_bytes())
 
@@ -147,35 +152,52 @@ class Steward:
         self.steps += 1
         self._completed = completed = completed and not self._is_alone
         if completed and self._key is not None and not self.is_ready:
-            peak = self._torch_bytes(self.state.memory.span_peak_bytes())
-            self.learned.note_peak(peak, self._held_bytes)
+            allocated, reserved = map(self._torch_bytes, self.state.memory.span_peaks())
+            self.learned.note_peak(allocated, reserved, self._held_bytes)
 
-    def after_out_of_memory(self, error: torch.OutOfMemoryError) -> None:
-        """PyTorch found no memory in the step that has just failed: give ours back.
+    def after_out_of_memory(self, error: torch.OutOfMemoryError, attempt: Attempt) -> bool:
+        """PyTorch found no memory in the forward that has just failed: give up what is next.
 
         The next step of this input streams everything, and the plan after it keeps more free.
 
         Args:
-            error: gets a note that says so.
+            error: gets a note that says so if the forward is not repeated.
+            attempt: that forward.
+
+        Returns:
+            Whether to run it again.
         """
         self.totals.ooms += 1
-        learned, held = self.learned, format_bytes(self.state.pool.bytes)
-        if self.traces and learned.spare_bytes and not self._is_alone:
-            note = (
-                f"blockswap held {held} for its smallest ring: make the input smaller, decode in"
-                " tiles, or free memory that other programs hold"
-            )
-        else:
-            if self._key is not None and not self._is_alone:
-                learned.forget_plan()
-            self.plans.vacate()
-            note = (
-                f"blockswap held {held} for residents and ring and has given them back: call again,"
-                " and the step streams everything first. It fails only if that is not enough"
-            )
+        held = self._held()
+        rung = next_rung(held)
+        if rung is not None:
+            self._give_up(rung)
+        repeats = rung is not None and attempt.rewind()
+        note = tell(rung, held, repeats)
         logger.warning("PyTorch is out of memory: %s", note)
-        if hasattr(error, "add_note"):  # Python 3.11
+        if not repeats and hasattr(error, "add_note"):  # Python 3.11
             error.add_note(note)
+        return repeats
+
+    def _held(self) -> Held:
+        plans, state = self.plans, self.state
+        plan = plans.plan
+        return Held(
+            residents=plan.resident_bytes if plans.is_placed else 0,
+            ring=plan.ring_bytes if plans.is_placed else 0,
+            smallest_ring=plans.largest_bytes,
+            outside=0 if state.streams_outside else state.fixed.bytes,
+        )
+
+    def _give_up(self, rung: Rung) -> None:
+        self.totals.rungs[rung.value] += 1
+        if self._key is not None and not self._is_alone:
+            self.learned.forget_plan()
+        self._is_tight = self._is_tight or rung is not Rung.SHED
+        self.plans.budget.is_tight = self._is_tight
+        # The model is taken in anew before the next forward.
+        self.state.streams_outside = self.state.streams_outside or rung is Rung.LAYERWISE
+        self.plans.vacate()
 
     def _switch(self, key: Hashable) -> None:
         self.plans.link.slow_down(1.0)  # learning of the shape before may have slowed it

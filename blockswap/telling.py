@@ -88,6 +88,7 @@ def make_report(steward: Steward, session_state: State) -> Report:
             sheds=steward.totals.sheds,
             growths=steward.totals.growths,
             ooms=steward.totals.ooms,
+            ladder=dict(steward.totals.rungs),
         )
     plan, counters = steward.plans.plan, state.engine.counters
     state.memory.note_peak()
@@ -132,6 +133,7 @@ def make_report(steward: Steward, session_state: State) -> Report:
         sheds=steward.totals.sheds,
         growths=steward.totals.growths,
         ooms=steward.totals.ooms,
+        ladder=dict(steward.totals.rungs),
         num_pieces=len(plan.pieces),
         num_resident_pieces=len(plan.pieces) - len(streamed),
         stalls=_stalls(timeline),

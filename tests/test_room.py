@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockswap.room import GROW_AFTER, LEAST_MARGIN_BYTES, Reading, Room, margin_bytes
+from blockswap.room import GROW_AFTER, LEAST_MARGIN_BYTES, Reading, Room, Verdict, margin_bytes
 
 GIB = 2**30
 MIB = 2**20
@@ -19,7 +19,7 @@ class Card:
         self, total: int, wanted: int, step_bytes: int = 0, reserve: int = 0, unit: int = 1
     ) -> None:
         self.total, self.wanted, self.step_bytes, self.unit = total, wanted, step_bytes, unit
-        self.room = Room(total, reserve)
+        self.room = Room(margin_bytes(total), reserve)
         self.others = self.pool = self.left = self.changes = 0
         self.plan()
 
@@ -39,7 +39,8 @@ class Card:
 
     def step(self) -> None:
         wants_more = self.pool < self.wanted
-        if self.room.is_off(self.reading(), self.step_bytes, self.left, wants_more):
+        verdict = self.room.judge(self.reading(), self.step_bytes, self.left, wants_more)
+        if verdict is not Verdict.STAY:
             self.plan()
 
     def ask(self, num_bytes: int) -> bool:
@@ -136,4 +137,5 @@ def test_nothing_moves_while_nothing_changes_and_nobody_is_overdrawn(
 def test_memory_that_leaves_the_cache_counts_as_taken() -> None:
     card = Card(24 * GIB, wanted=100 * GIB)
     card.step()
-    assert card.room.is_off(Reading(card.free - GIB, card.pool), 0, card.left, wants_more=True)
+    now = Reading(card.free - GIB, card.pool)
+    assert card.room.judge(now, 0, card.left, wants_more=True) is Verdict.SHED

@@ -14,6 +14,8 @@ from torch import nn
 
 import blockswap
 from blockswap.bench.timing import Resident, timed_steps
+from blockswap.blocks import find_blocks
+from blockswap.pieces import find_leaves, image_bytes
 from blockswap.report import Report
 from blockswap.session import Session
 
@@ -121,7 +123,14 @@ def _make_row(
         "num_pieces": report.num_pieces,
         "copies_per_step": report.copies_per_step,
         "mispredicted": report.mispredicted,
+        "ooms": report.ooms,
     }
+
+
+def smallest_ring_bytes(model: nn.Module, include_outside: bool = False) -> int:
+    """Return the largest leaf as it lies on the device: no ring may be smaller."""
+    leaves = find_leaves(model, find_blocks(model), include_outside)
+    return max(image_bytes(p for _, p in leaf.parameters) for leaf in leaves.streamable)
 
 
 def one_line(row: Row) -> str:

@@ -21,7 +21,7 @@ from blockswap.bench import zoo
 from blockswap.bench.compare import Comparison, caps_to_run, compare
 from blockswap.bench.engines import NAMES, PEERS, RESIDENT, Engine
 from blockswap.bench.head import make_head
-from blockswap.bench.rows import Row, measure, one_line
+from blockswap.bench.rows import Row, measure, one_line, smallest_ring_bytes
 from blockswap.bench.timing import (
     UNTIMED_STEPS,
     Resident,
@@ -30,10 +30,8 @@ from blockswap.bench.timing import (
     reset_peaks,
     timed_steps,
 )
-from blockswap.blocks import find_blocks
 from blockswap.errors import BlockswapError, CapError, ConfigError
 from blockswap.files import whole_file
-from blockswap.pieces import find_leaves
 from blockswap.progress import Progress
 
 Say = Callable[[str, str], None]
@@ -41,7 +39,6 @@ MIN_STEPS = 2
 # Engines without asynchronous copies need ten seconds and more for a step of a large model.
 SLOW_STEP_S = 1.0
 TIMED_S = 15.0
-ALIGNMENT = 256  # csrc/plan.h, kAlignment
 # What engines were seen to raise on models or memory that they cannot handle.
 ENGINE_ERRORS = (
     ArithmeticError,
@@ -169,12 +166,8 @@ def _rows_of(kind: zoo.Kind, request: BenchRequest, engines: Sequence[Engine]) -
 
 def _smallest_options(model: nn.Module) -> dict[str, Any]:
     """Return the options of our smallest plan: everything streams through the smallest ring."""
-    leaves = find_leaves(model, find_blocks(model), include_outside=True)
-    largest = max(
-        sum(-(-parameter.nbytes // ALIGNMENT) * ALIGNMENT for _, parameter in leaf.parameters)
-        for leaf in leaves.streamable
-    )
-    return {"mode": "layerwise", "swap_space": f"{largest}B"}
+    ring_bytes = smallest_ring_bytes(model, include_outside=True)
+    return {"mode": "layerwise", "swap_space": f"{ring_bytes}B"}
 
 
 def _run_resident(

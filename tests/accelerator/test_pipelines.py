@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,7 +54,7 @@ def test_pipeline_draws_the_same_picture(
 
 def test_cap_holds_over_text_encoders_and_denoiser(accelerator: ModuleType, tmp_path: Path) -> None:
     pipe, call = make("flux", tmp_path)
-    call["output_type"] = "latent"  # a VAE's activations are not under the cap yet
+    call["output_type"] = "latent"  # this VAE's activations would be most of it
     expected = on_fake(pipe, call)
     weights = sum(p.nbytes for p in pipe.transformer.parameters())
     before = accelerator.memory_allocated()
@@ -73,11 +74,11 @@ def test_report_tells_the_turns_and_peaks_of_what_computes_whole(
 ) -> None:
     pipe, call = make("flux", tmp_path)
     weights = sum(p.nbytes for p in pipe.transformer.parameters())
-    cap = accelerator.memory_allocated() + weights // 2 + 32 * MIB
+    cap = accelerator.memory_allocated() + weights // 2 + 64 * MIB
     pipe.text_encoder.heavy = nn.Parameter(torch.empty(cap * 3 // 4 // 4), requires_grad=False)
 
     def take_much(*_: object) -> None:
-        torch.empty(cap, dtype=torch.uint8, device="fake")
+        torch.empty(cap - 8 * MIB, dtype=torch.uint8, device="fake")
 
     pipe.vae.decoder.conv_in.register_forward_hook(take_much)
     with blockswap.attach(pipe, device="fake", vram=cap) as session:
@@ -88,12 +89,9 @@ def test_report_tells_the_turns_and_peaks_of_what_computes_whole(
         for guest in report.guests.values():
             assert guest.turns == 2
             assert guest.peak_bytes is not None
-            assert guest.peak_bytes >= guest.weight_bytes
-        vae, encoder = report.guests["vae"], report.guests["text_encoder"]
-        assert cap < vae.peak_bytes <= accelerator.memory_allocated() + cap + 32 * MIB
-        assert encoder.peak_bytes < cap
+            assert guest.weight_bytes <= guest.peak_bytes <= cap
+        assert report.guests["vae"].peak_bytes > cap - 8 * MIB
         assert "pipe.vae: " in str(report)
-        assert str(report).count("above the cap") == 1
         assert json.loads(report.to_json())["vae"]["turns"] == 2
         # What the others took is not the denoiser's peak.
         peak = report.parts["transformer"].peak_allocated_bytes
@@ -104,6 +102,58 @@ def test_report_tells_the_turns_and_peaks_of_what_computes_whole(
         report = session.report()
         assert report.guests["vae"].turns == 3
         assert report.parts["transformer"].peak_allocated_bytes == peak
+
+
+@torch.no_grad()
+def test_a_component_that_passes_the_cap_is_an_error_and_the_next_call_is_right(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call = make("flux", tmp_path)
+    expected = on_fake(pipe, call)
+    weights = sum(p.nbytes for p in pipe.transformer.parameters())
+    cap = accelerator.memory_allocated() + weights // 2 + 32 * MIB
+    taken = [cap]
+
+    def take_much(*_: object) -> None:
+        torch.empty(taken[0], dtype=torch.uint8, device="fake")
+
+    with blockswap.attach(pipe, device="fake", vram=cap):
+        handle = pipe.vae.decoder.conv_in.register_forward_hook(take_much)
+        with pytest.raises(torch.OutOfMemoryError) as raised:
+            draw(pipe, call)
+        if sys.version_info >= (3, 11):
+            assert "enable_tiling()" in raised.value.__notes__[-1]
+        taken[0] = 1
+        assert np.array_equal(draw(pipe, call), expected)
+        handle.remove()
+    assert set(devices(pipe).values()) == {"cpu"}
+
+
+@torch.no_grad()
+def test_a_component_that_needs_more_than_in_its_first_turn_gets_what_the_denoiser_holds(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call = make("flux", tmp_path)
+    expected = on_fake(pipe, call)
+    weights = sum(p.nbytes for p in pipe.transformer.parameters())
+    cap = accelerator.memory_allocated() + 2 * weights + 32 * MIB
+    taken = [1]
+
+    def take_much(*_: object) -> None:
+        torch.empty(taken[0], dtype=torch.uint8, device="fake")
+
+    pipe.vae.decoder.conv_in.register_forward_hook(take_much)
+    with blockswap.attach(pipe, device="fake", vram=cap) as session:
+        for _ in range(3):
+            assert np.array_equal(draw(pipe, call), expected)
+        held = session.sessions["transformer"].pool_bytes
+        assert held > weights // 2, "the denoiser stays beside a small component"
+        taken[0] = cap - held
+        assert np.array_equal(draw(pipe, call), expected)
+        assert session.sessions["transformer"].pool_bytes == 0
+        report = session.report()
+        assert report.guests["vae"].peak_bytes <= cap
+        assert np.array_equal(draw(pipe, call), expected)
 
 
 def test_moving_the_pipeline_away_leaves_it_streamed(
@@ -155,7 +205,7 @@ def test_a_recording_shows_every_turn_its_peak_and_what_others_record_stays_righ
     pipe, call = make("sdxl", tmp_path)
     call = {k: v.to("fake") if isinstance(v, torch.Tensor) else v for k, v in call.items()}
     expected = on_fake(pipe, call)
-    cap = accelerator.memory_allocated() + 20 * MIB
+    cap = accelerator.memory_allocated() + 60 * MIB
     with blockswap.attach(pipe, device="fake", vram=cap) as session:
         draw(pipe, call)
         plain = session.report()

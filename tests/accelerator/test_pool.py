@@ -58,8 +58,9 @@ def test_segments_come_from_the_device_and_go_back_to_it(accelerator: ModuleType
     address = pool.allocate(16 * MIB)
     assert accelerator.memory_allocated() - before == 16 * MIB
     pool.free(address)
-    accelerator.synchronize()  # a block that its stream may still use stays
-    assert pool.trim() == 16 * MIB
+    given_back = pool.trim()  # perhaps nothing: its stream may still use the block
+    accelerator.synchronize()
+    assert given_back + pool.trim() == 16 * MIB
     assert accelerator.memory_allocated() == before
 
 

@@ -17,6 +17,7 @@ class FakeDeviceModule(ModuleType):
         super().__init__("torch.fake")
         self._extension = extension
         self._others: dict[int, int] = {}  # what other programs hold, by device
+        self._shares: dict[int, float] = {}  # of the limit, what PyTorch may take
 
     # --- devices ---------------------------------------------------------------------------------
 
@@ -132,6 +133,7 @@ class FakeDeviceModule(ModuleType):
         self.set_oom_callback(None)
         for index in range(self.device_count()):
             self.set_limit(None, index)
+            self.set_per_process_memory_fraction(1.0, index)
             self.set_stream(self.default_stream(index))
             self.reset_peak_memory_stats(index)
         self.set_device(0)
@@ -171,6 +173,14 @@ class FakeDeviceModule(ModuleType):
 
     def empty_cache(self) -> None:
         pass
+
+    def get_per_process_memory_fraction(self, device: Any = None) -> float:
+        return self._shares.get(self._index(device), 1.0)
+
+    def set_per_process_memory_fraction(self, fraction: float, device: Any = None) -> None:
+        index, total = self._index(device), self.mem_get_info(device)[1]
+        self._shares[index] = fraction
+        self._extension.set_share(index, int(fraction * total) if fraction < 1 else 2**63 - 1)
 
     # --- controls --------------------------------------------------------------------------------
 

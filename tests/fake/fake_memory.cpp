@@ -112,7 +112,7 @@ std::shared_ptr<Block> find_block(const void* address) {
 bool try_reserve(int device, int64_t bytes) {
   std::lock_guard lock(accounts().mutex);
   MemoryUse& use = accounts().use[device];
-  if (use.used_bytes + bytes > use.limit_bytes) {
+  if (use.used_bytes + bytes > std::min(use.limit_bytes, use.share_bytes)) {
     return false;
   }
   use.used_bytes += bytes;
@@ -131,8 +131,8 @@ void* device_malloc(int device, size_t bytes) {
     if (!callback || !callback(device, bytes)) {
       const MemoryUse use = memory_use(device);
       TORCH_CHECK_WITH(OutOfMemoryError, false, "fake out of memory. Tried to allocate ", bytes,
-                       " bytes on device ", device, ": ", use.used_bytes, " of ", use.limit_bytes,
-                       " bytes are in use");
+                       " bytes on device ", device, ": ", use.used_bytes, " of ",
+                       std::min(use.limit_bytes, use.share_bytes), " bytes are in use");
     }
   }
   auto block = std::make_shared<Block>(device, bytes);
@@ -250,6 +250,11 @@ void reset_peak(int device) {
 void set_limit(int device, int64_t limit_bytes) {
   std::lock_guard lock(accounts().mutex);
   accounts().use[device].limit_bytes = limit_bytes;
+}
+
+void set_share(int device, int64_t share_bytes) {
+  std::lock_guard lock(accounts().mutex);
+  accounts().use[device].share_bytes = share_bytes;
 }
 
 void set_out_of_memory_callback(OutOfMemoryCallback callback) {

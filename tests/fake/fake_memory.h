@@ -26,10 +26,12 @@ struct MemoryUse {
   int64_t used_bytes;
   int64_t peak_bytes;
   int64_t limit_bytes;
+  int64_t share_bytes = INT64_MAX;  // of the limit, what PyTorch may take
 };
 MemoryUse memory_use(int device);
 void reset_peak(int device);
 void set_limit(int device, int64_t limit_bytes);
+void set_share(int device, int64_t share_bytes);
 
 // Called without locks when an allocation finds no room; true means that something was freed.
 using OutOfMemoryCallback = std::function<bool(int device, size_t bytes)>;

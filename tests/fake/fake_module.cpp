@@ -63,6 +63,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("limit_bytes", [](int device) { return fake::memory_use(device).limit_bytes; });
   m.def("reset_peak", &fake::reset_peak);
   m.def("set_limit", &fake::set_limit);
+  m.def("set_share", &fake::set_share);
   m.def("writes_after_free", &fake::num_writes_after_free);
   m.def("set_oom_callback", &set_out_of_memory_callback);
   m.def("set_oom_function", &set_out_of_memory_function);

@@ -1,0 +1,171 @@
+"""Whether a cap holds, and what it costs: `python -m benchmarks.cap_sweep --help`.
+
+A model runs under twelve caps, from the smallest plan with a ring of 1.5 times the largest leaf to
+everything resident, and under the very smallest plan. Each row holds the most that PyTorch reserved
+and the pool took together, and what the driver says of the whole device beside that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import blockswap
+from benchmarks import command_line
+from benchmarks.models import tokens_of
+from blockswap.bench import zoo
+from blockswap.bench.head import make_head
+from blockswap.bench.rows import GIB, Row, measure, one_line, smallest_ring_bytes
+from blockswap.bench.timing import Resident, measure_resident
+from blockswap.room import MOST_CAP_MARGIN_BYTES
+
+NUM_CAPS = 12
+SMALLEST_RING = 1.5  # of the largest leaf, under the first cap
+SAMPLE_S = 2e-3
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Between which caps a model's sweep runs, in bytes.
+
+    Attributes:
+        base: what PyTorch reserves in a step, fixed weights included, and small parameters.
+        largest: the largest leaf.
+        everything: base and all that could stream.
+    """
+
+    base: int
+    largest: int
+    everything: int
+
+    def caps(self) -> list[int]:
+        """Return the twelve caps, evenly apart, and the smallest one behind them."""
+        free = MOST_CAP_MARGIN_BYTES
+        first = self.base + int(SMALLEST_RING * self.largest) + free
+        last = self.everything + free
+        width = last - first
+        even = [first + width * i // (NUM_CAPS - 1) for i in range(NUM_CAPS)]
+        return [*even, self.base + self.largest + free]
+
+
+class DeviceWatch:
+    """The most that the driver said is in use on the device, whoever uses it."""
+
+    def __init__(self) -> None:
+        import pynvml
+
+        self._nvml = pynvml
+        pynvml.nvmlInit()
+        self._device = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+        self.peak_bytes = 0
+        self._ends = threading.Event()
+
+    def used_bytes(self) -> int:
+        """Return what is in use now."""
+        return int(self._nvml.nvmlDeviceGetMemoryInfo(self._device).used)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Sample inside the block."""
+        self.peak_bytes = 0
+        self._ends.clear()
+
+        def sample() -> None:
+            while not self._ends.is_set():
+                self.peak_bytes = max(self.peak_bytes, self.used_bytes())
+                time.sleep(SAMPLE_S)
+
+        thread = threading.Thread(target=sample, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ends.set()
+            thread.join()
+
+
+def find_ends(model: nn.Module, inputs: dict[str, Any]) -> Ends:
+    """Return what a step takes when nothing is kept, from some steps that keep nothing."""
+    with blockswap.attach(model, offload="1TB") as session:
+        for _ in range(4):
+            model(**inputs)
+        report = session.report()
+    base = (report.peak_device_bytes or 0) - report.ring_bytes
+    return Ends(base, smallest_ring_bytes(model), base + report.streamed_bytes)
+
+
+def about_cap(row: Row, resident: Resident) -> Row:
+    """Return what the sweep promises: the cap holds, and the step is near its frontier."""
+    if row["status"] != "ok":
+        return {}
+    cap = row["cap_bytes"]
+    needed_ms = (resident.peak_device_bytes - cap) / row["link_gb_per_s"] / 1e6
+    frontier_ms = max(resident.step_ms, needed_ms)
+    return {
+        "holds": row["peak_device_bytes"] <= cap,
+        "frontier_of_cap_ms": frontier_ms,
+        "efficiency_of_cap": frontier_ms / row["step_ms"],
+    }
+
+
+@torch.no_grad()
+def sweep(kind: str, size: str, steps: int, numbers: list[int], device: str) -> Iterator[Row]:
+    """Measure one model under the caps of these numbers; yield a row as soon as it is known."""
+    dtype = torch.bfloat16 if device != "cpu" else torch.float32
+    model = zoo.build(kind, size, dtype, device, 0)  # type: ignore[arg-type]
+    inputs = zoo.make_inputs(kind, model, device, dtype, 1)  # type: ignore[arg-type]
+    resident = measure_resident(model, inputs, steps)
+    model.to("cpu")
+    ends = find_ends(model, inputs)
+    watch = DeviceWatch() if device != "cpu" else None
+    for number in numbers:
+        cap = ends.caps()[number]
+        before = 0
+        if watch is not None:
+            torch.cuda.empty_cache()
+            before = watch.used_bytes() - torch.cuda.memory_reserved()  # contexts and others
+        try:
+            with watch.running() if watch is not None else contextlib.nullcontext():
+                row = measure(model, inputs, resident, {"vram": cap}, steps)
+        except (blockswap.BlockswapError, torch.OutOfMemoryError) as error:
+            row = {"engine": "blockswap", "status": f"{type(error).__name__}: {error}"}
+            row["settings"] = {"vram": cap}
+        row = {"model": kind, "number": number, "tokens": tokens_of(inputs)} | row
+        row |= about_cap(row, resident)
+        if watch is not None:
+            row |= {"driver_peak_bytes": watch.peak_bytes, "driver_before_bytes": before}
+        share = row.get("efficiency_of_cap", 0.0)
+        print(f"cap {cap / GIB:.3f} GiB, efficiency {share:.3f}:", one_line(row), flush=True)
+        yield row
+
+
+def main() -> None:
+    """Run what the command line names."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--model", default="flux", choices=["flux", "wan", "qwen", "sdxl"])
+    parser.add_argument("--size", default="full", choices=["full", "tiny"])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--numbers", default="", help="of the caps, such as 0,12; default all 13")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    numbers = [int(n) for n in options.numbers.split(",") if n] or list(range(NUM_CAPS + 1))
+    result: dict[str, Any] = make_head(command_line(sys.argv)) | {"rows": []}
+    for row in sweep(options.model, options.size, options.steps, numbers, device):
+        result["rows"].append(row)
+        options.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Who is on the device beside the denoisers of a pipeline, and what it finds there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+
+import torch
+
+from blockswap.config import ResolvedConfig
+from blockswap.device_memory import DeviceMemory
+from blockswap.guests import Guest
+from blockswap.room import cap_margin_bytes
+from blockswap.session import Session
+from blockswap.share import Share
+from blockswap.sizes import format_bytes
+
+logger = logging.getLogger("blockswap")
+
+
+class Turns:
+    """At most one guest is on the device at a time.
+
+    The denoisers stay where they leave it enough room, and leave otherwise; they come back with
+    their next step. What a guest computes with is under the cap, too.
+
+    Args:
+        sessions: of the denoisers.
+        memory: of the device.
+        config: the cap, and what is left to others.
+        record: called when a turn begins, with the guest's name, and with "" when it has ended.
+    """
+
+    def __init__(
+        self,
+        sessions: Collection[Session],
+        memory: DeviceMemory,
+        config: ResolvedConfig,
+        record: Callable[[str], None],
+    ) -> None:
+        self._sessions = sessions
+        self._memory = memory
+        self._cap_bytes = config.vram_bytes
+        self._reserve_bytes = config.reserve_bytes or 0
+        self._share = Share(memory, config.vram_bytes)
+        self._record = record
+        self._present: Guest | None = None
+        self._held_bytes = 0  # when the turn began
+
+    def begin(self, guest: Guest) -> None:
+        """It is ``guest``'s turn."""
+        if self._present is guest:
+            return
+        self.end()
+        self._make_room(guest)
+        try:
+            guest.enter()
+        except BaseException:
+            self._close()
+            raise
+        guest.turns += 1
+        self._present = guest
+
+    def note(self) -> None:
+        """Note what the turn took so far, which is not the denoisers'."""
+        allocated, reserved = self._memory.span_peaks()
+        guest = self._present
+        if guest is None or not allocated:
+            return  # PyTorch may keep no count of this device
+        guest.peak_bytes = max(guest.peak_bytes, reserved + self._beside_bytes())
+        # Later turns find what earlier ones have cached, which is not theirs.
+        took = (reserved if guest.turns == 1 else allocated) - self._held_bytes
+        guest.turn_bytes = max(guest.turn_bytes or 0, took)
+
+    def end(self) -> None:
+        """Nobody's turn: a denoiser runs, or the pipeline's call has ended."""
+        self.note()
+        guest, self._present = self._present, None
+        if guest is not None:
+            try:
+                guest.leave()
+            finally:
+                self._close()
+
+    def relieve(self, error: torch.OutOfMemoryError) -> bool:
+        """Memory was out in a guest's turn; whether the denoisers gave some back."""
+        held = sum(session.pool_bytes for session in self._sessions)
+        if held:
+            self._vacate()
+            self._memory.give_back()
+            self._share.impose(self._beside_bytes())
+            logger.warning(
+                "PyTorch is out of memory while a component computes whole: the denoisers give"
+                " back %s, and the component runs again",
+                format_bytes(held),
+            )
+        elif hasattr(error, "add_note"):  # Python 3.11
+            cap = "" if self._cap_bytes is None else f", {format_bytes(self._cap_bytes)} by the cap"
+            error.add_note(
+                f"the component has the device to itself{cap}: make its input smaller, have a VAE"
+                " work in tiles (pipe.vae.enable_tiling()), or raise vram"
+            )
+        return held > 0
+
+    # ---------------------------------------------------------------------------------------------
+
+    def _make_room(self, guest: Guest) -> None:
+        # What it computes with is known after its first turn, which has the device to itself.
+        is_known, free = guest.turn_bytes is not None, self._free_bytes()
+        needed = max(guest.num_bytes, guest.turn_bytes or 0)
+        if free is None or not is_known or needed > free:
+            self._vacate()
+        if not is_known:
+            self._memory.give_back()
+        for session in self._sessions:
+            session.memory.unwatch()
+        self._memory.begin_span()
+        self._held_bytes = self._memory.allocated_bytes()
+        self._share.impose(self._beside_bytes())
+        self._record(guest.name)
+
+    def _close(self) -> None:
+        self._share.lift()
+        for session in self._sessions:
+            if session.state in ("learning", "ready"):
+                session.memory.watch()
+        self._record("")
+
+    def _vacate(self) -> None:
+        for session in self._sessions:
+            session.vacate()
+
+    def _free_bytes(self) -> int | None:
+        """Return what a guest finds with the denoisers where they are; None: not known."""
+        free = self._memory.available_bytes()
+        if free is None:
+            return None
+        free -= self._reserve_bytes
+        if self._cap_bytes is None:
+            return free
+        used = self._memory.tally().allocated + self._beside_bytes()
+        return min(free, self._cap_bytes - used - cap_margin_bytes(self._cap_bytes))
+
+    def _beside_bytes(self) -> int:
+        return sum(session.memory.pool_beside_bytes for session in self._sessions)

@@ -1,0 +1,93 @@
+"""PyTorch's limit is the cap's rest while something computes, and the user's own otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from blockswap import memory
+from blockswap.device_memory import DeviceMemory
+from blockswap.share import Share
+
+MIB = 2**20
+TOTAL = 1000 * MIB
+
+
+class Limited:
+    """A device whose PyTorch may reserve `share` of its memory."""
+
+    def __init__(self, share: float = 1.0, total: int | None = TOTAL) -> None:
+        self.share, self.total = share, total
+
+    def limited_bytes(self) -> int | None:
+        return self.total
+
+    def limit(self) -> float:
+        return self.share
+
+    def set_limit(self, share: float) -> None:
+        self.share = share
+
+
+def share_of(device: Any, cap: int | None) -> Share:
+    return Share(device, cap)
+
+
+def test_pytorch_may_reserve_what_the_cap_leaves_and_then_what_it_might_before() -> None:
+    device = Limited(0.9)
+    share = share_of(device, 400 * MIB)
+    share.impose(beside_bytes=150 * MIB)
+    assert device.share == 0.25
+    share.impose(beside_bytes=50 * MIB)  # residents were shed meanwhile
+    assert device.share == 0.35
+    share.lift()
+    assert device.share == 0.9
+    share.lift()
+    assert device.share == 0.9
+
+
+def test_a_lower_limit_of_the_user_stays() -> None:
+    device = Limited(0.1)
+    share = share_of(device, 400 * MIB)
+    share.impose(0)
+    assert device.share == 0.1
+
+
+def test_a_cap_that_others_fill_leaves_pytorch_nothing_not_less() -> None:
+    device = Limited()
+    share_of(device, 400 * MIB).impose(500 * MIB)
+    assert device.share == 0.0
+
+
+@pytest.mark.parametrize(("cap", "total"), [(None, TOTAL), (400 * MIB, None)])
+def test_without_a_cap_or_a_known_device_nothing_is_limited(
+    cap: int | None, total: int | None
+) -> None:
+    device = Limited(0.5, total)
+    share = share_of(device, cap)
+    share.impose(0)
+    assert device.share == 0.5
+    share.lift()
+    assert device.share == 0.5
+
+
+def test_under_install_the_limit_is_the_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+
+    class Pool:
+        def set_limit(self, num_bytes: int) -> None:
+            limits.append(num_bytes)
+
+    monkeypatch.setattr(memory, "_installed", True)
+    monkeypatch.setattr(memory, "_limits", {})
+    monkeypatch.setattr(memory, "_pool_of", lambda _: Pool())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, TOTAL))
+    device = DeviceMemory(torch.device("cuda", 0))
+    assert device.limit() == 1.0
+    device.set_limit(0.25)
+    device.set_limit(1.0)
+    assert limits == [TOTAL // 4, 2**63 - 1]
+    memory.set_limit(0, TOTAL // 2)
+    assert device.limit() == 0.5
