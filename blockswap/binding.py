@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from blockswap import _C
-from blockswap.callers import reader, reads_metadata
+from blockswap.callers import is_running, reader, reads_metadata
 from blockswap.errors import UseError
 
 ONE_CALLER = (
@@ -84,6 +84,11 @@ class Gate:
     touched: set[Unit] = field(default_factory=set)  # looked at since the last forward
     # Called with a unit whose weight is read by somebody else; weak, as Unit says.
     read_outside: weakref.WeakMethod[Callable[[Unit], None]] | None = None
+
+    def is_stale(self) -> bool:
+        """Whether it is open although this thread's forward has ended: interrupted."""
+        is_ours = self.is_open and self.owner == threading.get_ident()
+        return is_ours and not is_running(self.root)
 
     def note(self, unit: Unit, reader: CodeType) -> None:
         """Code reads a parameter of ``unit`` from its module."""

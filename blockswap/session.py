@@ -15,7 +15,6 @@ from blockswap.attempt import Attempt
 from blockswap.autocast import AutocastCache
 from blockswap.binding import ONE_CALLER, Gate, Unit
 from blockswap.blocks import Block, find_blocks, still_there
-from blockswap.callers import is_running
 from blockswap.config import SwapConfig
 from blockswap.device_memory import DeviceMemory
 from blockswap.errors import UseError
@@ -159,7 +158,7 @@ class Session:
         """
         if self.gate.is_open and self.gate.owner == threading.get_ident():
             alone = self.gate.root in self.units
-            if self.gate.root is not module and not (alone and self._is_stale()):
+            if self.gate.root is not module and not (alone and self.gate.is_stale()):
                 return
             self.abort()  # it was interrupted: nothing told us
         if not self._inside.acquire(blocking=False):
@@ -258,7 +257,7 @@ class Session:
             self._hooks.place(learns=self._steward.traces)
 
     def _between_forwards(self, act: Callable[[], None]) -> None:
-        if self._is_stale():
+        if self.gate.is_stale():
             self.abort()
         if not self._inside.acquire(blocking=False):
             raise UseError("a forward runs: do this between forwards")
@@ -306,12 +305,6 @@ class Session:
         self._blocks = find_blocks(self.model, still_there(self.model, explicit))
         self._state.blocks = self._blocks
         self._start()
-
-    def _is_stale(self) -> bool:
-        """Whether the gate is open although this thread's forward has ended: interrupted."""
-        if not self.gate.is_open or self.gate.owner != threading.get_ident():
-            return False
-        return not is_running(self.gate.root)
 
     def __enter__(self) -> Session:
         return self
