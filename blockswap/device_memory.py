@@ -20,6 +20,10 @@ class Held(Protocol):
     def bytes(self) -> int:
         """Return how much."""
 
+    @property
+    def unused_bytes(self) -> int:
+        """Return what lies between, and nobody else can have."""
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -56,8 +60,9 @@ class DeviceMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._key = (device.type, device.index or 0)
+        is_installed = device.type == "cuda" and memory.is_installed()
         # CUDA's pool lies outside PyTorch's allocator; other devices count it as theirs.
-        self.counts_pool = device.type not in ("cuda", "cpu")
+        self.counts_pool = is_installed or device.type not in ("cuda", "cpu")
         self.pool: Held | None = None
         self.watches = False
         self.step_bytes = 0
@@ -65,7 +70,7 @@ class DeviceMemory:
         self._module: ModuleType | memory._InstalledPool | None = None
         if device.type != "cpu":
             self._module = torch.get_device_module(device)
-        if device.type == "cuda" and memory.is_installed():
+        if is_installed:
             self._module = memory._InstalledPool()
         self._all.add(self)
 
@@ -76,7 +81,9 @@ class DeviceMemory:
     @property
     def pool_beside_bytes(self) -> int:
         """Return what the pool holds beyond what PyTorch counts."""
-        return 0 if self.pool is None or self.counts_pool else self.pool.bytes
+        if self.pool is None or self.counts_pool:
+            return 0
+        return self.pool.bytes + self.pool.unused_bytes
 
     def free_bytes(self) -> int | None:
         """Return what the driver could give now; None when it is not known."""

@@ -57,9 +57,9 @@ class Link:
         repeats = PROBE_REPEATS if is_gpu else 2
         image = (host.arena.address, host.arena.is_pinned(0, num_bytes))
         try:
-            self.measured = self._engine.measure_link(image, target, num_bytes, repeats)
+            self.measured = self._engine.measure_link(image, target, num_bytes, repeats, token)
         finally:
-            pool.free(target, token)
+            pool.free(target)
             pool.give_back()
         self.learn(self.measured)
         self.slow_down(1.0)

@@ -13,7 +13,7 @@ from blockswap.device_memory import DeviceMemory
 from blockswap.fixed import FixedTensors
 from blockswap.host import Host
 from blockswap.pieces import SMALL, Leaves, find_leaves
-from blockswap.residents import Residents
+from blockswap.placement import Placement
 from blockswap.share import Share
 
 WRITTEN = 3  # Change::Kind::kWritten: the image itself holds the new values
@@ -45,7 +45,7 @@ class ModelState:
         self.unit_of: dict[nn.Module, Unit] = {}
         self.units: dict[int, Unit] = {}
         self.token = torch.empty(0)
-        self.small_bytes = self.weight_bytes = self._ring = self.recopied = 0
+        self.small_bytes = self.weight_bytes = self.recopied = 0
 
     def take(self) -> None:
         """Find the leaves, move their weights to the arena and all else to the device.
@@ -76,7 +76,9 @@ class ModelState:
             raise
         self.is_taken = True
         try:
-            self.residents = Residents(self.pool, self.engine, self.host, self.token)
+            self.placement = Placement(
+                self.pool, self.memory, self.engine, self.host, self.token
+            )
             self.host.take(len(self._origins), self.engine if self.is_asynchronous else None)
             self.fixed.to_device()
             for module in self.model.modules():
@@ -132,11 +134,10 @@ class ModelState:
                     _C.set_data(parameter, parameter.detach().to(origin))
             self._unwatch()
             self.fixed.to_origin()
-            self._ring = 0
             self.unit_of, self.units = {}, {}
             self.gate.touched.clear()
             self._entries, self._plain = [], {}
-            del self.residents, self.binding, self.host, self.engine
+            del self.placement, self.binding, self.host, self.engine
             self.is_taken = False
         self.is_detached = self.is_detached or detach
 
@@ -178,12 +179,12 @@ class ModelState:
             for leaf in order[piece.first_leaf : piece.end_leaf]
         ]
         staying += [small.index] if small else []
-        new = self._make_room(staying, plan.ring_bytes)
+        new = self.placement.change(staying, plan.ring_bytes)
         images: list[tuple[int, bool]] = []
         for number, piece in enumerate(plan.pieces):
             members = order[piece.first_leaf : piece.end_leaf]
             images.append(self.host.image(members[0]))
-            address = self._ring + piece.slot_offset
+            address = self.placement.ring + piece.slot_offset
             last = max(members, key=lambda leaf: runs.get(leaf, (-1, 1))[0])
             if last not in runs:
                 last = members[-1]
@@ -195,51 +196,22 @@ class ModelState:
                 unit.piece = -1 if piece.resident else number
                 unit.is_first = not piece.resident and leaf == members[0]
                 unit.is_last = not piece.resident and leaf == last
-                self._place(unit, self.residents.address(leaf) if piece.resident else address)
+                self._place(unit, self.placement.address(leaf) if piece.resident else address)
                 address += self.host.image_bytes[leaf]
         if small is not None:
-            self._place(small, self.residents.address(small.index))
+            self._place(small, self.placement.address(small.index))
         planned = set(order)
         for unit in self.units.values():
             if unit is not small and unit.index not in planned:
                 self.binding.place_device(unit.index, 0, self.token, -1, False)
-        self.engine.load(plan, request, images, self._ring, self.token)
+        self.engine.load(plan, request, images, self.placement.ring, self.token)
         for leaf in new:
-            self.residents.copy(leaf)
+            self.placement.copy(leaf)
 
     def vacate(self) -> None:
         """Give the pool's memory back until `place`."""
         self.engine.stop()
-        self._release()
-
-    def _release(self) -> None:
-        self.memory.begin_span()
-        self._free_ring()
-        self.residents.drop(())
-        self.pool.give_back()
-
-    def _make_room(self, staying: list[int], ring_bytes: int) -> list[int]:
-        """Free what a plan does not need, then take what it needs; the residents that are new."""
-        self.memory.begin_span()
-        self._free_ring()
-        self.residents.drop(set(staying))
-        self.pool.give_back()
-        free = self.memory.free_bytes()
-        if free is not None and self.residents.missing_bytes(staying) + ring_bytes > free:
-            self.memory.give_back()  # what PyTorch caches but does not use
-        if ring_bytes:
-            self._ring = self.pool.allocate(ring_bytes, self.token)
-        try:
-            return self.residents.make_room(staying)
-        except BaseException:
-            self._free_ring()
-            self.pool.give_back()
-            raise
-
-    def _free_ring(self) -> None:
-        if self._ring:
-            self.pool.free(self._ring, self.token)
-            self._ring = 0
+        self.placement.clear()
 
     def _place(self, unit: Unit, address: int) -> None:
         unit.is_planned = True
@@ -307,8 +279,8 @@ class ModelState:
         dirty = touched | {self.units[self.binding.leaf_of(c.index)] for c in changes}
         pieces: set[int] = set()
         for unit in dirty:
-            if unit.index in self.residents:
-                self.residents.copy(unit.index)
+            if unit.index in self.placement:
+                self.placement.copy(unit.index)
                 self.recopied += 1
             elif unit.piece >= 0:
                 pieces.add(unit.piece)

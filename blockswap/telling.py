@@ -129,7 +129,7 @@ def make_report(steward: Steward, session_state: State) -> Report:
         bound_ms=1e3 * plan.bound_seconds if ready else None,
         overlap=max(0.0, 1 - stall_ms / busy_ms) if busy_ms > 0 else None,
         mispredicted=steward.totals.mispredicted + counters.mispredicted,
-        refetched=steward.totals.refetched + counters.refetched,
+        refetched=steward.totals.refetched + counters.refetched + state.recopied,
         sheds=steward.totals.sheds,
         growths=steward.totals.growths,
         ooms=steward.totals.ooms,

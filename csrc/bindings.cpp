@@ -83,9 +83,7 @@ void bind_memory(py::module_& m) {
           py::call_guard<py::gil_scoped_release>())
       .def(
           "free",
-          [](Pool& pool, uint64_t address, const at::Tensor& token) {
-            pool.free(reinterpret_cast<void*>(address), current_stream(token.device()));
-          },
+          [](Pool& pool, uint64_t address) { pool.free(reinterpret_cast<void*>(address)); },
           py::call_guard<py::gil_scoped_release>())
       .def("release", &Pool::release, py::call_guard<py::gil_scoped_release>())
       .def("give_back", &Pool::give_back, py::call_guard<py::gil_scoped_release>())
@@ -205,9 +203,9 @@ void bind_engine(py::module_& m) {
       .def(
           "measure_link",
           [](Engine& engine, const std::pair<uint64_t, bool>& image, uint64_t target, int64_t bytes,
-             int repeats) {
+             int repeats, const at::Tensor& token) {
             return engine.measure_link(image_of(image), reinterpret_cast<void*>(target), bytes,
-                                       repeats);
+                                       repeats, current_stream(token.device()));
           },
           py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("counters", &Engine::counters);

@@ -108,8 +108,10 @@ class Engine {
   double step_seconds();
   // The host's share of the last measured step. Does not wait.
   HostTimes host_times() const;
-  // Bytes per second of copying `bytes` from `host` to the ring, alone on the link. Blocks.
-  double measure_link(HostImage image, void* target, int64_t bytes, int repeats);
+  // Bytes per second of copying `bytes` of an image to `target`, alone on the link, behind what
+  // `compute` has enqueued. Blocks until the last copy is done.
+  double measure_link(HostImage image, void* target, int64_t bytes, int repeats,
+                      Device::Stream compute);
   const Counters& counters();
   // The piece that was acquired and not yet released; -1: none.
   int32_t live() const { return schedule_ ? schedule_->live() : -1; }

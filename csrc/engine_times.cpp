@@ -57,7 +57,9 @@ HostTimes Engine::host_times() const {
   return times;
 }
 
-double Engine::measure_link(HostImage image, void* target, int64_t bytes, int repeats) {
+double Engine::measure_link(HostImage image, void* target, int64_t bytes, int repeats,
+                            Device::Stream compute) {
+  wait_for_compute(copy_streams_[0], compute);
   Fetch fetch;
   fetch.stream = copy_streams_[0];
   fetch.target = target;

@@ -134,6 +134,10 @@ void CachingPool::free(void* address, Device::Stream stream) {
 
 void CachingPool::free_sync(void* address) {
   device_->synchronize_all();  // without the mutex: it may take long
+  free_unused(address);
+}
+
+void CachingPool::free_unused(void* address) {
   std::lock_guard lock(mutex_);
   const auto found = find_locked(address);
   found->second.block->owner = Heap::kAnyone;

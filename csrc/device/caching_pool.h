@@ -90,6 +90,8 @@ class CachingPool {
   void* allocate_unused(int64_t bytes, Device::Stream stream);
   // `stream` has used the block so far. Throws UseError for what is no block in use.
   void free(void* address, Device::Stream stream);
+  // The same of a block whose last use is over: anybody may have it at once, trim() give it back.
+  void free_unused(void* address);
   // The same once the device has done all its work: for blocks whose users nobody knows. Waits.
   void free_sync(void* address);
   // `stream` uses the block, too, until it is freed.

@@ -27,13 +27,13 @@ class Pool {
     bytes_ += bytes;
     return address;
   }
-  // pre: a block of allocate(); `stream` is behind all that used it.
-  void free(void* address, Device::Stream stream) {
+  // pre: a block of allocate(), whose last use is over.
+  void free(void* address) {
     const auto found = sizes_.find(address);
     if (found == sizes_.end()) {
       throw UseError("a session's pool does not hold this block");
     }
-    pool_->free(address, stream);
+    pool_->free_unused(address);
     bytes_ -= found->second;
     sizes_.erase(found);
   }

@@ -57,12 +57,27 @@ struct Fixture {
   }
   void load() {
     std::vector<HostImage> from;
-    std::vector<void*> to;
     for (size_t i = 0; i < images.size(); ++i) {
       from.push_back({images[i].data(), engine.bounce_bytes() == 0});
-      to.push_back(targets[i].data());
     }
-    engine.load(plan, request, from, to, ring.data());
+    engine.load(plan, request, from, ring.data(), compute);
+    for (size_t i = 0; i < images.size(); ++i) {
+      if (plan.pieces[i].resident) {
+        copy_resident(i);
+      }
+    }
+  }
+  void copy_resident(size_t piece) {
+    engine.copy_fixed(targets[piece].data(), {images[piece].data(), engine.bounce_bytes() == 0},
+                      plan.pieces[piece].bytes, compute);
+  }
+  // The image of a piece has changed.
+  void refresh(size_t piece) {
+    if (plan.pieces[piece].resident) {
+      copy_resident(piece);
+    } else {
+      engine.invalidate(static_cast<int32_t>(piece));
+    }
   }
   void run(int32_t piece) {
     const auto i = static_cast<size_t>(piece);

@@ -67,7 +67,7 @@ TEST(edited_images_are_used_by_the_very_next_step) {
     CHECK(f.wrong == 0);
     const auto piece = static_cast<size_t>(step % 4);
     std::fill(f.images[piece].begin(), f.images[piece].end(), static_cast<uint8_t>(100 + step));
-    f.engine.invalidate(static_cast<int32_t>(piece));
+    f.refresh(piece);
   }
 }
 

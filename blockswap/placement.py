@@ -1,0 +1,105 @@
+"""Where a session's weights lie on the device: each resident leaf in a block of its own, and a ring."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+
+from blockswap import _C
+from blockswap.device_memory import DeviceMemory
+from blockswap.host import Host
+
+# Parts of pages between residents that stay, which nobody else can have.
+MOST_UNUSED_BYTES = 64 * 2**20
+
+
+class Placement:
+    """Moves only what differs from one plan to the next.
+
+    Args:
+        pool: holds the blocks.
+        memory: of the device; notes its peak before the pool changes.
+        engine: brings images to the device.
+        host: has the images.
+        token: on the device; tells the stream that computes.
+
+    Attributes:
+        ring: where it begins.
+    """
+
+    def __init__(
+        self,
+        pool: _C.Pool,
+        memory: DeviceMemory,
+        engine: _C.Engine,
+        host: Host,
+        token: torch.Tensor,
+    ) -> None:
+        self._pool = pool
+        self._memory = memory
+        self._engine = engine
+        self._host = host
+        self._token = token
+        self._residents: dict[int, int] = {}  # leaf: address
+        self.ring = 0
+
+    def __contains__(self, leaf: int) -> bool:
+        """Whether a leaf is resident."""
+        return leaf in self._residents
+
+    def address(self, leaf: int) -> int:
+        """Return where a resident leaf lies."""
+        return self._residents[leaf]
+
+    def change(self, residents: Collection[int], ring_bytes: int) -> list[int]:
+        """Free what is not needed any more, then take what is. The engine must have stopped.
+
+        Args:
+            residents: leaves that are to be on the device.
+            ring_bytes: how long the ring is to be.
+
+        Returns:
+            The residents that are new; they need `copy`.
+
+        Raises:
+            DeviceError: no memory. Residents that were there stay, no new one does, nor the ring.
+        """
+        self._free(staying=set(residents))
+        missing = [leaf for leaf in residents if leaf not in self._residents]
+        needed = ring_bytes + sum(self._host.image_bytes[leaf] for leaf in missing)
+        free = self._memory.free_bytes()
+        if free is not None and needed > free:
+            self._memory.give_back()  # what PyTorch caches but does not use
+        new: list[int] = []
+        try:
+            if ring_bytes:
+                self.ring = self._pool.allocate(ring_bytes, self._token)
+            for leaf in missing:
+                size = self._host.image_bytes[leaf]
+                self._residents[leaf] = self._pool.allocate(size, self._token)
+                new.append(leaf)
+        except BaseException:
+            self._free(staying=set(self._residents).difference(new))
+            raise
+        return new
+
+    def clear(self) -> None:
+        """Free everything. The engine must have stopped."""
+        self._free(staying=set())
+
+    def copy(self, leaf: int) -> None:
+        """Bring a resident's image to the device before the next step."""
+        size = self._host.image_bytes[leaf]
+        self._engine.copy_fixed(self.address(leaf), self._host.image(leaf), size, self._token)
+
+    def _free(self, staying: set[int]) -> None:
+        self._memory.begin_span()
+        if self.ring:
+            self._pool.free(self.ring)
+            self.ring = 0
+        for leaf in [leaf for leaf in self._residents if leaf not in staying]:
+            self._pool.free(self._residents.pop(leaf))
+        self._pool.give_back()
+        if staying and not self._memory.counts_pool and self._pool.unused_bytes > MOST_UNUSED_BYTES:
+            self._free(staying=set())  # too much lies between those that would stay
