@@ -106,12 +106,13 @@ def test_residents_make_way_for_what_the_script_keeps_and_come_back(
             assert torch.equal(model(inputs().to("fake")).cpu(), expected)
         report = session.report()
         assert (report.sheds, report.ooms) == (1, 0)
-        assert report.pool_bytes <= before - 9 * MIB
+        assert report.pool_bytes < min(before, 21 * MIB)
+        assert accelerator.memory_allocated() <= 32 * MIB
         del kept
         for _ in range(4):
             assert torch.equal(model(inputs().to("fake")).cpu(), expected)
         report = session.report()
-        assert (report.growths, report.pool_bytes) == (1, before)
+        assert report.growths == 1 and report.pool_bytes > 21 * MIB
 
 
 @torch.no_grad()

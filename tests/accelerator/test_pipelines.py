@@ -78,7 +78,7 @@ def test_report_tells_the_turns_and_peaks_of_what_computes_whole(
     pipe.text_encoder.heavy = nn.Parameter(torch.empty(cap * 3 // 4 // 4), requires_grad=False)
 
     def take_much(*_: object) -> None:
-        torch.empty(cap - 8 * MIB, dtype=torch.uint8, device="fake")
+        torch.empty(cap - 16 * MIB, dtype=torch.uint8, device="fake")
 
     pipe.vae.decoder.conv_in.register_forward_hook(take_much)
     with blockswap.attach(pipe, device="fake", vram=cap) as session:
@@ -90,7 +90,7 @@ def test_report_tells_the_turns_and_peaks_of_what_computes_whole(
             assert guest.turns == 2
             assert guest.peak_bytes is not None
             assert guest.weight_bytes <= guest.peak_bytes <= cap
-        assert report.guests["vae"].peak_bytes > cap - 8 * MIB
+        assert report.guests["vae"].peak_bytes > cap - 16 * MIB
         assert "pipe.vae: " in str(report)
         assert json.loads(report.to_json())["vae"]["turns"] == 2
         # What the others took is not the denoiser's peak.
