@@ -128,8 +128,9 @@ bool is_failing() {
 }
 
 void* device_malloc(int device, size_t bytes) {
-  TORCH_CHECK_WITH(OutOfMemoryError, !is_failing(), "fake out of memory, as the test wants it: ",
-                   bytes, " bytes on device ", device);
+  TORCH_CHECK_WITH(OutOfMemoryError, !is_failing(),
+                   "fake out of memory, as the test wants it: ", bytes, " bytes on device ",
+                   device);
   const auto reserved_bytes = static_cast<int64_t>(bytes);
   while (!try_reserve(device, reserved_bytes)) {
     OutOfMemoryCallback callback;
