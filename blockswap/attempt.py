@@ -29,21 +29,23 @@ class Attempt:
         self._inputs = inputs
         self._versions = [_version(tensor) for tensor in _tensors(inputs)]
         self._drawn = torch.default_generator.get_state()
-        self._of_device = torch.get_device_module(device) if device.type == "cuda" else None
-        if self._of_device is not None:
-            self._drawn_there = self._of_device.get_rng_state(device)
-            self._device = device
+        self._device = device
+        self._drawn_there: torch.Tensor | None = None
+        # A graph's generator tells no state while it is captured; nor can a capture be repeated.
+        self._is_captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if device.type == "cuda" and not self._is_captured:
+            self._drawn_there = torch.cuda.get_rng_state(device)
 
     def rewind(self) -> bool:
         """Make everything as it was before; False: that is not possible."""
-        if not _is_plain(self._inputs) or self._goes_on():
+        if self._is_captured or not _is_plain(self._inputs) or self._goes_on():
             return False
         versions = [_version(tensor) for tensor in _tensors(self._inputs)]
         if None in versions or versions != self._versions:
             return False
         torch.default_generator.set_state(self._drawn)
-        if self._of_device is not None:
-            self._of_device.set_rng_state(self._drawn_there, self._device)
+        if self._drawn_there is not None:
+            torch.cuda.set_rng_state(self._drawn_there, self._device)
         return True
 
     def _goes_on(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from blockswap import _C
 from blockswap.config import ResolvedConfig
-from blockswap.device_memory import DeviceMemory
+from blockswap.device_memory import DeviceMemory, Tally
 from blockswap.errors import CapError
 from blockswap.learning import Grants, Learned, least
 from blockswap.request import MARGIN_BYTES, Requests
@@ -91,7 +91,8 @@ class Budget:
             self._others = Bound(room, memory.reading, self._allocated_bytes)
         self.is_tight = False
         self._wants_more = False  # the installed plan streams
-        self._flushes = 0
+        self._tally = Tally(0, 0, 0)  # as seen last under a cap
+        self._flushes = 0  # when the plan was installed
 
     @property
     def follows(self) -> bool:
@@ -143,6 +144,8 @@ class Budget:
             granted: what there was for it.
         """
         self._wants_more = plan.streamed_bytes > 0
+        if self._cap_bytes is not None:
+            self._flushes = self._memory.tally().flushes
         left = granted.least
         for bound in self._bounds():
             bound.note(0 if left is None else left - bytes_of(plan))
@@ -161,12 +164,12 @@ class Budget:
 
     def is_off(self, learned: Learned) -> bool:
         """Whether another plan is due before the next step."""
-        if self._cap is not None and self._has_flushed():
+        verdicts = [bound.judge(learned, self._wants_more) for bound in self._bounds()]
+        if self._cap_bytes is not None and self._tally.flushes > self._flushes:
             # PyTorch found no room under its limit but by giving its cache back, which waits for
             # the device: it needs more than was seen.
-            learned.spare_bytes += cap_margin_bytes(self._cap_bytes or 0)
+            learned.spare_bytes += cap_margin_bytes(self._cap_bytes)
             return True
-        verdicts = [bound.judge(learned, self._wants_more) for bound in self._bounds()]
         return Verdict.SHED in verdicts or set(verdicts) == {Verdict.GROW}
 
     def has_room(self, learned: Learned, small_bytes: int) -> bool:
@@ -215,7 +218,8 @@ class Budget:
         if self._cap_bytes is None:
             return None
         pool = 0 if self._memory.pool is None else self._memory.pool.bytes
-        return Reading(self._cap_bytes - pool - self._memory.tally().allocated, pool)
+        self._tally = self._memory.tally()
+        return Reading(self._cap_bytes - pool - self._tally.allocated, pool)
 
     def _reserved_bytes(self, learned: Learned) -> int:
         self._memory.step_bytes = learned.step_bytes + learned.spare_bytes
@@ -226,7 +230,3 @@ class Budget:
         self._memory.step_bytes = learned.step_bytes + learned.spare_bytes
         most = self._memory.most_step_bytes()
         return most + most // FRAGMENTS_SHARE
-
-    def _has_flushed(self) -> bool:
-        before, self._flushes = self._flushes, self._memory.tally().flushes
-        return self._flushes > before

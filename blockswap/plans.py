@@ -115,7 +115,7 @@ class Plans:
             try:
                 made = self._planned(learned, max(others, self._requests.largest_bytes))
             except CapError as error:
-                logger.info("others leave %s: %s", format_bytes(max(0, others)), error)
+                logger.info("others leave %s: %s", format_bytes(max(0, others)), str(error))
                 return False
         learned.plan, learned.request = made
         learned.granted = granted
@@ -143,7 +143,8 @@ class Plans:
             except DeviceError as error:
                 free = self._state.memory.free_bytes() or 0  # PyTorch's cache is empty now
                 self._most_bytes = max(0, free - self._state.small_bytes)
-                logger.warning("no room for residents and ring: %s", error)
+                # As text: a handler that keeps the record must not keep what the traceback holds.
+                logger.warning("no room for residents and ring: %s", str(error))
                 self.budget.hold_off()
             try:
                 if not self.budget.follows or not self.make(learned):

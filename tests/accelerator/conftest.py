@@ -22,4 +22,5 @@ def idle(accelerator: ModuleType) -> Iterator[None]:
     accelerator.drain()
     accelerator.reset_delays()
     accelerator.set_limit(None)
+    accelerator.fail_allocation(None)
     assert accelerator.get_per_process_memory_fraction() == 1.0, "PyTorch's limit was left behind"

@@ -221,3 +221,50 @@ def test_activations_that_no_plan_leaves_room_for_are_refused_with_the_cap(
         model.burst = 0
         model(inputs().to("fake"))
         assert session.report().peak_device_bytes <= 30 * MIB  # type: ignore[operator]
+
+
+@torch.no_grad()
+def test_pressure_walks_the_rungs_in_their_order_within_one_forward(
+    accelerator: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Headed(WIDTHS, seed=10).eval()
+    expected = drawn(model, inputs())
+    with ready(model, vram=60 * MIB) as session:
+        assert session.report().resident_bytes > 20 * MIB
+        model.burst, model.calls = 50 * MIB, 0
+        caplog.clear()
+        assert torch.equal(drawn(model, inputs().to("fake")), expected)
+        assert model.calls == 4
+        assert session.report().ladder == {"shed": 1, "ring": 1, "layerwise": 1}
+        told = [r.getMessage() for r in caplog.records if "out of memory" in r.getMessage()]
+        for line, word in zip(
+            told, ("its residents", "its ring", "outside the blocks"), strict=True
+        ):
+            assert word in line
+        for _ in range(STEPS):
+            assert torch.equal(drawn(model, inputs().to("fake")), expected)
+        report = session.report()
+        assert (report.ooms, session.state) == (3, "ready")
+        assert report.peak_device_bytes is not None and report.peak_device_bytes <= 60 * MIB
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stays", ["layers.0", "layers.47"])
+def test_priorities_say_what_is_shed_first(accelerator: ModuleType, stays: str) -> None:
+    model = Chain(WIDTHS, seed=11)
+    order = [f"layers.{i}" for i in range(48)]
+    order = order if stays == "layers.0" else order[::-1]
+    priorities = {name: len(order) - place for place, name in enumerate(order)}
+    with ready(model, vram=40 * MIB, priorities=priorities) as session:
+
+        def resident() -> set[str]:
+            leaves = [unit for unit in session._state.units.values() if unit.plan_piece >= 0]
+            return {unit.name.rsplit(".", 1)[0] for unit in leaves if unit.piece < 0}
+
+        before = resident()
+        kept = torch.empty(20 * MIB, dtype=torch.int8, device="fake")
+        model(inputs().to("fake"))
+        after = resident()
+        del kept
+        assert session.report().sheds == 1 and after < before
+        assert after == set(order[: len(after)]), "what matters least went first"

@@ -222,6 +222,15 @@ class FakeDeviceModule(ModuleType):
         self.set_body_delay(None)
         self.set_random_delays(0, 0.0)
 
+    def num_allocations(self) -> int:
+        """How often memory was asked for, on all devices, since the backend was loaded."""
+        return int(self._extension.num_allocations())
+
+    def fail_allocation(self, after: int | None) -> None:
+        """Let one allocation find no memory, once `after` others from now on were served; None: none."""
+        number = -1 if after is None else self.num_allocations() + after
+        self._extension.fail_allocation(number)
+
     def set_oom_callback(self, callback: Callable[[int, int], bool] | None) -> None:
         """Called with (device, bytes) when an allocation finds no room; True: freed something, try again."""
         self._extension.set_oom_callback(callback)

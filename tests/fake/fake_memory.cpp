@@ -91,6 +91,8 @@ struct Accounts {
   std::map<uintptr_t, std::shared_ptr<Block>> blocks;  // by first address
   MemoryUse use[kNumDevices] = {{0, 0, kDefaultLimitBytes}, {0, 0, kDefaultLimitBytes}};
   OutOfMemoryCallback on_out_of_memory;
+  int64_t num_allocations = 0;
+  int64_t failing = -1;
 };
 
 Accounts& accounts() {
@@ -120,7 +122,15 @@ bool try_reserve(int device, int64_t bytes) {
   return true;
 }
 
+bool is_failing() {
+  std::lock_guard lock(accounts().mutex);
+  return accounts().num_allocations++ == accounts().failing;
+}
+
 void* device_malloc(int device, size_t bytes) {
+  TORCH_CHECK_WITH(OutOfMemoryError, !is_failing(),
+                   "fake out of memory, as the test wants it: ", bytes, " bytes on device ",
+                   device);
   const auto reserved_bytes = static_cast<int64_t>(bytes);
   while (!try_reserve(device, reserved_bytes)) {
     OutOfMemoryCallback callback;
@@ -260,6 +270,16 @@ void set_share(int device, int64_t share_bytes) {
 void set_out_of_memory_callback(OutOfMemoryCallback callback) {
   std::lock_guard lock(accounts().mutex);
   accounts().on_out_of_memory.swap(callback);
+}
+
+int64_t num_allocations() {
+  std::lock_guard lock(accounts().mutex);
+  return accounts().num_allocations;
+}
+
+void fail_allocation(int64_t number) {
+  std::lock_guard lock(accounts().mutex);
+  accounts().failing = number;
 }
 
 int64_t num_writes_after_free() { return quarantine().num_written(); }

@@ -37,6 +37,10 @@ void set_share(int device, int64_t share_bytes);
 using OutOfMemoryCallback = std::function<bool(int device, size_t bytes)>;
 void set_out_of_memory_callback(OutOfMemoryCallback callback);
 
+// Allocations so far on all devices, and the number of the next one that fails whatever is free.
+int64_t num_allocations();
+void fail_allocation(int64_t number);
+
 // Number of freed blocks so far that something wrote to after they were freed.
 int64_t num_writes_after_free();
 

@@ -64,6 +64,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("reset_peak", &fake::reset_peak);
   m.def("set_limit", &fake::set_limit);
   m.def("set_share", &fake::set_share);
+  m.def("num_allocations", &fake::num_allocations);
+  m.def("fail_allocation", &fake::fail_allocation);
   m.def("writes_after_free", &fake::num_writes_after_free);
   m.def("set_oom_callback", &set_out_of_memory_callback);
   m.def("set_oom_function", &set_out_of_memory_function);
