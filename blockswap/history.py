@@ -157,3 +157,8 @@ class Pools:
     def bytes(self) -> int:
         """Return what they hold together."""
         return sum(int(state.pool.bytes) for state in self._states if state.is_taken)
+
+    @property
+    def unused_bytes(self) -> int:
+        """Return what lies between, and nobody else can have."""
+        return max((int(s.pool.unused_bytes) for s in self._states if s.is_taken), default=0)

@@ -61,10 +61,22 @@ MUTANTS = [
         "return steps >= 0 ? steps : steps + static_cast<int32_t>(cycle_.size());",
     ),
     Mutant(
-        "stale resident after an edit",
+        "a resident is copied under the step that reads it",
+        "engine_fetch.cpp",
+        "wait_for_compute(copy_streams_[0], compute);\n  Fetch fetch;",
+        "Fetch fetch;",
+    ),
+    Mutant(
+        "a plan is filled while others compute in its memory",
         "engine.cpp",
-        "copy_fixed(targets_[index], images_[index], plan_.pieces[index].bytes);\n  } else {",
-        ";\n  } else {",
+        "    wait_for_compute(stream, compute);\n",
+        "    (void)stream;\n",
+    ),
+    Mutant(
+        "stale resident after an edit",
+        "engine_fetch.cpp",
+        "residents_pending_ = true;",
+        ";",
     ),
     Mutant(
         "stale slot after an edit",

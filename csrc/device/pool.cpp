@@ -1,7 +1,6 @@
 #include "pool.h"
 
-#include <map>
-#include <mutex>
+#include <exception>
 #include <utility>
 
 #include "../os.h"
@@ -41,9 +40,12 @@ void Pool::release() noexcept {
   if (os::process_is_exiting()) {
     return;  // the driver may be gone
   }
+  bool is_idle = false;
   for (const auto& [address, bytes] : sizes_) {
     try {
-      pool_->free_sync(address);
+      // The first one waits for the device, for all of them.
+      is_idle ? pool_->free_unused(address) : pool_->free_sync(address);
+      is_idle = true;
     } catch (const std::exception&) {
       // The device is failing: this memory is lost to the process.
     }

@@ -37,7 +37,7 @@ class Pool {
     bytes_ -= found->second;
     sizes_.erase(found);
   }
-  // Frees all that is left. pre: nothing uses it any more.
+  // Frees all that is left, once the device has done all its work.
   void release() noexcept;
   // Gives what nobody uses back to the device; the bytes given back. Never waits.
   int64_t give_back() { return pool_->trim(0); }

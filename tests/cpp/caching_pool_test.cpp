@@ -136,6 +136,19 @@ TEST(a_block_whose_users_nobody_knows_is_free_for_all_once_the_device_is_done) {
   CHECK_THROWS(f.pool->free_sync(&f), UseError, "another allocator");
 }
 
+TEST(a_block_whose_last_use_is_over_is_anybodys_without_a_wait) {
+  Fixture f;
+  void* block = f.use(3 * kMiB, kA);
+  f.device->finish_all();
+  f.pool->free_unused(block);
+  CHECK(f.device->num_synchronized() == 0);
+  CHECK(f.use(3 * kMiB, kB) == block);
+  f.device->finish_all();
+  f.pool->free_unused(block);
+  CHECK(f.pool->trim(0) > 0 && f.pool->stats().reserved_bytes == 0);
+  CHECK(f.device->num_synchronized() == 0);
+}
+
 TEST(a_use_is_recorded_of_the_pools_own_blocks_only) {
   Fixture f;
   void* block = f.use(3 * kMiB, kA);

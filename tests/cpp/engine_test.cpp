@@ -2,6 +2,9 @@
 // under ASan and TSan.
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <thread>
 
 #include "engine_fixture.h"
 
@@ -69,6 +72,40 @@ TEST(edited_images_are_used_by_the_very_next_step) {
     std::fill(f.images[piece].begin(), f.images[piece].end(), static_cast<uint8_t>(100 + step));
     f.refresh(piece);
   }
+}
+
+TEST(an_edited_resident_is_copied_behind_the_step_that_reads_it) {
+  Fixture f({512, 256, 768, 256}, {true, false, false, true}, 1024, false);
+  f.step(f.all());
+  f.device->synchronize(f.compute);
+  std::atomic<bool> goes_on{false};
+  f.device->hold(f.compute, goes_on);
+  f.step(f.all());
+  std::fill(f.images[0].begin(), f.images[0].end(), uint8_t{100});
+  f.refresh(0);
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));  // for a copy that would not wait
+  goes_on = true;
+  f.step(f.all());
+  f.device->synchronize(f.compute);
+  CHECK(f.wrong == 0);
+}
+
+TEST(a_plan_is_filled_behind_what_computed_in_its_memory) {
+  Fixture f({512, 256, 768, 256}, {true, false, false, false}, 1024, false);
+  f.step(f.all());
+  f.engine.stop();  // waits for all of it
+  std::fill(f.ring.begin(), f.ring.end(), uint8_t{77});  // somebody else's, who has freed it
+  std::fill(f.targets[0].begin(), f.targets[0].end(), uint8_t{77});
+  std::atomic<bool> goes_on{false};
+  f.device->hold(f.compute, goes_on);
+  f.device->enqueue_kernel(f.compute, f.ring.data(), f.plan.ring_bytes, 77, f.wrong);
+  f.device->enqueue_kernel(f.compute, f.targets[0].data(), 512, 77, f.wrong);
+  f.load();
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));  // for copies that would not wait
+  goes_on = true;
+  f.step(f.all());
+  f.device->synchronize(f.compute);
+  CHECK(f.wrong == 0);
 }
 
 TEST(lookahead_zero_copies_on_the_compute_stream) {
