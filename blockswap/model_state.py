@@ -76,9 +76,7 @@ class ModelState:
             raise
         self.is_taken = True
         try:
-            self.placement = Placement(
-                self.pool, self.memory, self.engine, self.host, self.token
-            )
+            self.placement = Placement(self.pool, self.memory, self.engine, self.host, self.token)
             self.host.take(len(self._origins), self.engine if self.is_asynchronous else None)
             self.fixed.to_device()
             for module in self.model.modules():

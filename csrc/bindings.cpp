@@ -77,13 +77,11 @@ void bind_memory(py::module_& m) {
       .def(
           "allocate",
           [](Pool& pool, int64_t bytes, const at::Tensor& token) {
-            return reinterpret_cast<uint64_t>(
-                pool.allocate(bytes, current_stream(token.device())));
+            return reinterpret_cast<uint64_t>(pool.allocate(bytes, current_stream(token.device())));
           },
           py::call_guard<py::gil_scoped_release>())
       .def(
-          "free",
-          [](Pool& pool, uint64_t address) { pool.free(reinterpret_cast<void*>(address)); },
+          "free", [](Pool& pool, uint64_t address) { pool.free(reinterpret_cast<void*>(address)); },
           py::call_guard<py::gil_scoped_release>())
       .def("release", &Pool::release, py::call_guard<py::gil_scoped_release>())
       .def("give_back", &Pool::give_back, py::call_guard<py::gil_scoped_release>())

@@ -50,9 +50,8 @@ Engine::~Engine() {
     // The driver is gone or failing: there is nothing left to wait for.
   }
   fetch_thread_.reset();
-  for (const Device::Event event :
-       {begin_, end_, measured_begin_, measured_end_, step_end_, residents_ready_,
-        compute_so_far_}) {
+  for (const Device::Event event : {begin_, end_, measured_begin_, measured_end_, step_end_,
+                                    residents_ready_, compute_so_far_}) {
     device_->destroy_event(event);
   }
   for (const Device::Stream stream : copy_streams_) {

@@ -171,7 +171,7 @@ class Engine {
 
   Plan plan_;
   std::vector<HostImage> images_;
-  std::vector<void*> slots_;  // nullptr: resident
+  std::vector<void*> slots_;   // nullptr: resident
   std::vector<Track> tracks_;  // per piece; events only for streamed ones
   std::unique_ptr<Schedule> schedule_;
   std::unique_ptr<FetchThread> fetch_thread_;  // only where images are pageable

@@ -26,8 +26,8 @@ void Engine::copy_fixed(void* target, HostImage image, int64_t bytes, Device::St
   residents_pending_ = true;
 }
 
-// What is enqueued next on `stream` is behind all that `compute` has: memory comes from where others
-// have used it. By the caller itself, not by the thread: an event must not be recorded beside a wait.
+// What is enqueued next on `stream` is behind all that `compute` has: others may have used the
+// memory. By the caller itself, not by the thread: an event must not be recorded beside a wait.
 void Engine::wait_for_compute(Device::Stream stream, Device::Stream compute) {
   device_->record(compute_so_far_, compute);
   device_->wait(stream, compute_so_far_);

@@ -93,7 +93,7 @@ TEST(an_edited_resident_is_copied_behind_the_step_that_reads_it) {
 TEST(a_plan_is_filled_behind_what_computed_in_its_memory) {
   Fixture f({512, 256, 768, 256}, {true, false, false, false}, 1024, false);
   f.step(f.all());
-  f.engine.stop();  // waits for all of it
+  f.engine.stop();                                       // waits for all of it
   std::fill(f.ring.begin(), f.ring.end(), uint8_t{77});  // somebody else's, who has freed it
   std::fill(f.targets[0].begin(), f.targets[0].end(), uint8_t{77});
   std::atomic<bool> goes_on{false};
