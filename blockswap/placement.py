@@ -1,4 +1,4 @@
-"""Where a session's weights lie on the device: each resident in a block of its own, and the ring."""
+"""Where a session's weights lie on the device: residents in blocks of their own, and the ring."""
 
 from __future__ import annotations
 
