@@ -10,6 +10,7 @@ from torch import nn
 
 import blockswap
 from blockswap import shim
+from blockswap.attach import ALIGNMENT
 from blockswap.session import Session
 
 Attached = Callable[[Session], None]
@@ -32,21 +33,28 @@ def replace_group_offloading(attached: Attached) -> None:
 
 
 def attach(module: nn.Module, config: group_offloading.GroupOffloadingConfig) -> Session:
-    """Attach a module as a group offloading config asks: as much off the device as possible.
+    """Attach a module as a group offloading config asks: as little of it on the device as can be.
 
     It is frozen: some tests call it in grad mode, which a streamed model refuses, and none asks
     for gradients.
     """
     module.requires_grad_(False)
     is_leaf_level = config.offload_type is group_offloading.GroupOffloadingType.LEAF_LEVEL
-    weight_bytes = sum(p.nbytes for p in module.parameters())
+    lookahead = 0 if config.stream is None else 1
+    largest = max(_image_bytes(part) for part in module.modules())
     session = blockswap.attach(
         module,
         device=config.onload_device,
-        offload=f"{weight_bytes} B",
+        offload=f"{sum(p.nbytes for p in module.parameters())} B",
+        swap_space=largest * (1 + lookahead),
         mode="layerwise" if is_leaf_level else "adaptive",
-        lookahead=0 if config.stream is None else 1,
+        lookahead=lookahead,
     )
     assert isinstance(session, Session)
     shim.register(module, shim.ShimConfig(session.config.target_device()))
     return session
+
+
+def _image_bytes(module: nn.Module) -> int:
+    """Return what a module's own parameters take in the ring."""
+    return sum(-(-p.nbytes // ALIGNMENT) * ALIGNMENT for p in module.parameters(recurse=False))

@@ -21,10 +21,17 @@ from tests.acceptance.deviations import deviation
 from tests.acceptance.offloading import replace_group_offloading
 from tests.acceptance.selection import left_out
 
-SESSIONS = "blockswap sessions"  # the property of a test's report that counts them
+ATTACHED = "attached"  # the property of a test's report that names the models
 
-_attached: list[Session] = []
-replace_group_offloading(_attached.append)
+# Their classes alone: who held the sessions would keep their memory from the test.
+_attached: list[str] = []
+
+
+def _note(session: Session) -> None:
+    _attached.append(type(session.model).__name__)
+
+
+replace_group_offloading(_note)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,19 +64,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Note how many sessions a test makes."""
+    """Note what a test attaches."""
     _attached.clear()
     try:
         yield
     finally:
-        item.user_properties.append((SESSIONS, len(_attached)))
+        item.user_properties.append((ATTACHED, list(_attached)))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown() -> Iterator[None]:
     """Leave nothing of a test's sessions to the next one."""
     yield
-    _attached.clear()
     gc.collect()
     if hasattr(torch, "fake"):
         torch.fake.reset()
@@ -79,7 +85,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Count; a test that made no session says nothing about blockswap, or wants a refusal."""
     stats = terminalreporter.stats
     calls = [report for report in stats.get("passed", []) if report.when == "call"]
-    with_session = sum(bool(dict(report.user_properties)[SESSIONS]) for report in calls)
+    with_session = sum(bool(dict(report.user_properties)[ATTACHED]) for report in calls)
     skipped = stats.get("skipped", [])
     ours = sum("left out: " in str(report.longrepr) for report in skipped)
     counts = {
