@@ -55,7 +55,7 @@ def check_attachable(model: object) -> None:
 
     Raises:
         ConfigError: not a module, no parameters, offloaded by accelerate or diffusers, weights on
-            the meta device, not yet shaped, or on several devices.
+            the meta device, not yet shaped, on several devices, or made under inference mode.
         UnsupportedError: quantised or other tensor subclasses, layerwise casting.
     """
     require_module(model)
@@ -68,6 +68,7 @@ def check_attachable(model: object) -> None:
             f"{type(model).__name__} holds no parameters, so there is nothing to swap"
         )
     _refuse_meta(parameters)
+    _refuse_inference(parameters)
     _refuse_several_devices(parameters)
     _refuse_subclasses(model)
 
@@ -131,6 +132,16 @@ def _refuse_meta(parameters: dict[str, nn.Parameter]) -> None:
         raise ConfigError(
             f"{len(meta)} of {len(parameters)} parameters are on the meta device and hold no"
             f" values, the first is {meta[0]!r}: load the weights before attaching"
+        )
+
+
+def _refuse_inference(parameters: dict[str, nn.Parameter]) -> None:
+    made = [n for n, p in parameters.items() if p.is_inference()]
+    if made:
+        raise ConfigError(
+            f"{len(made)} of {len(parameters)} parameters were made under torch.inference_mode(),"
+            f" the first is {made[0]!r}: PyTorch does not count edits of such tensors; make or load"
+            " the model outside of it, and call it there"
         )
 
 
