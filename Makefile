@@ -1,4 +1,4 @@
-# make demo | test | lint | build | format | clean
+# make demo | test | lint | build | format | clean | acceptance DIFFUSERS=PATH
 #
 # Needs Python 3.10 to 3.13 and a C++ compiler, nothing else: the first run creates .venv, installs
 # the exact versions of requirements/lock.txt and builds in place. On Linux without a GPU, let
@@ -18,11 +18,13 @@ ifdef PYTHON
   demo_needs :=
   test_needs :=
   lint_needs :=
+  acceptance_needs :=
 else
   PY := .venv/bin/python
   demo_needs := .venv/demo.stamp
   test_needs := .venv/test.stamp
   lint_needs := .venv/lint.stamp
+  acceptance_needs := .venv/acceptance.stamp
 endif
 
 # Tools that are programs, not modules: those of the interpreter in use, else those on PATH.
@@ -39,7 +41,7 @@ ALONE := $(wildcard tests/fake tests/accelerator)
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(foreach file,$(CPP),$(if $(filter hip.% hip_% %_hip.cpp %_hip.h,$(notdir $(file))),,$(file)))
 
-.PHONY: help build demo test test-plain test-accelerator lint format lock clean distclean
+.PHONY: help build demo test test-plain test-accelerator acceptance lint format lock clean distclean
 
 help:
 	@sed -n '1,7s/^# \{0,1\}//p' Makefile
@@ -66,6 +68,13 @@ test-plain:
 
 test-accelerator:
 	$(PY) -m pytest $(ALONE) | sed -u 's/^/accelerator | /'
+
+# DIFFUSERS: a checkout of diffusers, whose tests are copied; docs/acceptance.md.
+acceptance: export BLOCKSWAP_CHECK := 1
+acceptance: export OMP_NUM_THREADS := 1
+acceptance: $(acceptance_needs) build
+	@[ -d "$(DIFFUSERS)" ] || { echo "Name a checkout: make acceptance DIFFUSERS=PATH" >&2; exit 1; }
+	$(PY) -m tests.acceptance --diffusers-tests $(DIFFUSERS)
 
 lint: $(lint_needs) build
 	$(PY) -m ruff check .
@@ -107,4 +116,4 @@ distclean: clean
 	@touch $@
 
 .venv/test.stamp: requirements/demo.txt
-.venv/lint.stamp: requirements/demo.txt requirements/test.txt
+.venv/lint.stamp .venv/acceptance.stamp: requirements/demo.txt requirements/test.txt

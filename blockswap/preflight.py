@@ -55,7 +55,7 @@ def check_attachable(model: object) -> None:
 
     Raises:
         ConfigError: not a module, no parameters, offloaded by accelerate or diffusers, weights on
-            the meta device, not yet shaped, or on several devices.
+            the meta device, not yet shaped, on several devices, or made under inference mode.
         UnsupportedError: quantised or other tensor subclasses, layerwise casting.
     """
     require_module(model)
@@ -68,6 +68,7 @@ def check_attachable(model: object) -> None:
             f"{type(model).__name__} holds no parameters, so there is nothing to swap"
         )
     _refuse_meta(parameters)
+    _refuse_inference(parameters)
     _refuse_several_devices(parameters)
     _refuse_subclasses(model)
 
@@ -119,6 +120,22 @@ def _refuse_diffusers_hooks(model: nn.Module) -> None:
                 )
 
 
+def edited_in_forward(model: nn.Module, names: list[str]) -> UseError:
+    """Return the error for weights that a forward changed, which names the tool if it is known."""
+    what = f"{', '.join(names[:3])} changed during a forward"
+    hooks = (getattr(getattr(m, "_diffusers_hook", None), "hooks", {}) for m in model.modules())
+    if any("layerwise_casting" in of_module for of_module in hooks):
+        return UseError(
+            f"{what}: layerwise casting, enabled after attach, replaces the weights around"
+            " each forward and is not supported yet: load the model again without"
+            " enable_layerwise_casting"
+        )
+    return UseError(
+        f"{what}; such a change would be lost: edit weights between forwards, or call"
+        " session.pause() first"
+    )
+
+
 def _refuse_meta(parameters: dict[str, nn.Parameter]) -> None:
     lazy = [n for n, p in parameters.items() if isinstance(p, nn.UninitializedParameter)]
     if lazy:
@@ -131,6 +148,16 @@ def _refuse_meta(parameters: dict[str, nn.Parameter]) -> None:
         raise ConfigError(
             f"{len(meta)} of {len(parameters)} parameters are on the meta device and hold no"
             f" values, the first is {meta[0]!r}: load the weights before attaching"
+        )
+
+
+def _refuse_inference(parameters: dict[str, nn.Parameter]) -> None:
+    made = [n for n, p in parameters.items() if p.is_inference()]
+    if made:
+        raise ConfigError(
+            f"{len(made)} of {len(parameters)} parameters were made under torch.inference_mode(),"
+            f" the first is {made[0]!r}: PyTorch does not count edits of such tensors; make or load"
+            " the model outside of it, and call it there"
         )
 
 

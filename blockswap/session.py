@@ -21,7 +21,7 @@ from blockswap.errors import UseError
 from blockswap.hooks import Hooks
 from blockswap.learning import shape_key
 from blockswap.model_state import ModelState
-from blockswap.preflight import refuse_grad
+from blockswap.preflight import edited_in_forward, refuse_grad
 from blockswap.report import Report, State, Timeline
 from blockswap.steward import Steward
 from blockswap.together import Cycle, members_of, name_of
@@ -201,10 +201,7 @@ class Session:
         if done is not None:
             self._steward.after_step(done)
         if edited:
-            raise UseError(
-                f"{', '.join(edited[:3])} changed during a forward; such a change would be lost:"
-                " edit weights between forwards, or call session.pause() first"
-            )
+            raise edited_in_forward(self.model, edited)
 
     def relieve(self, error: torch.OutOfMemoryError, attempt: Attempt) -> bool:
         """Give memory back after PyTorch had none in a forward; whether to run it again."""

@@ -30,6 +30,7 @@ NO_RUN = (
     "pip wheel ",
     "BLOCKSWAP_BUILD=cpu pip install ",
     "docker run ",
+    "make acceptance ",
     "wsl --shutdown",
     "blockswap demo --model sdxl --size full",
     "blockswap bench --model flux,sdxl",

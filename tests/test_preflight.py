@@ -53,6 +53,13 @@ def test_weights_on_meta_are_refused_with_count_and_first_name(model):
     assert_refused(model, rf"2 of {total} parameters are on the meta.*'x_embedder\.weight'")
 
 
+def test_weights_made_under_inference_mode_are_refused():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with pytest.raises(ConfigError, match=r"4 of 4 parameters .*, the first is '0\.weight'"):
+        check_attachable(model)
+
+
 def test_weights_without_shape_are_refused():
     with pytest.raises(ConfigError, match=r"no shape yet, the first is '0\.weight'"):
         check_attachable(nn.Sequential(nn.LazyLinear(2)))
