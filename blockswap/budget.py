@@ -91,7 +91,7 @@ class Budget:
             self._others = Bound(room, memory.reading, self._allocated_bytes)
         self.is_tight = False
         self._wants_more = False  # the installed plan streams
-        self._tally = Tally(0, 0, 0)  # as seen last under a cap
+        self._tally = Tally(0, 0)  # as seen last under a cap
         self._flushes = 0  # when the plan was installed
 
     @property

@@ -29,11 +29,13 @@ class Tally:
         allocated: what its tensors hold.
         reserved: the same with what it caches.
         flushes: how often it gave its cache back to find room, since the process began.
+        ooms: how often it found none all the same.
     """
 
     allocated: int
     reserved: int
-    flushes: int
+    flushes: int = 0
+    ooms: int = 0
 
 
 class DeviceMemory:
@@ -129,17 +131,18 @@ class DeviceMemory:
 
     def tally(self) -> Tally:
         """Return what PyTorch's allocator holds now."""
-        nested = getattr(self._module, "memory_stats_as_nested_dict", None)
-        if nested is not None:  # cheaper than one by one: it is asked for at each step
-            stats = nested(self.device)
-            held, used = (stats[f"{kind}_bytes"]["all"] for kind in ("reserved", "allocated"))
-            allocated, reserved = int(used["current"]), int(held["current"])
-            return Tally(allocated, reserved, int(stats["num_alloc_retries"]))
-        allocated = self.allocated_bytes()
-        of_device = getattr(self._module, "memory_reserved", None)
-        reserved = int(of_device(self.device)) if of_device else allocated
+        # The pool's blocks are PyTorch's on devices whose pool it counts.
         counted = self.pool.bytes if self.pool is not None and self.counts_pool else 0
-        return Tally(allocated - counted, reserved - counted, 0)
+        nested = getattr(self._module, "memory_stats_as_nested_dict", None)
+        if nested is None:
+            allocated = self.allocated_bytes()
+            of_device = getattr(self._module, "memory_reserved", None)
+            reserved = int(of_device(self.device)) if of_device else allocated
+            return Tally(allocated - counted, reserved - counted)
+        stats = nested(self.device)  # cheaper than one by one: it is asked for at each step
+        used, held = (int(stats[f"{k}_bytes"]["all"]["current"]) for k in ("allocated", "reserved"))
+        flushes, ooms = int(stats["num_alloc_retries"]), int(stats["num_ooms"])
+        return Tally(used - counted, held - counted, flushes, ooms)
 
     def reading(self) -> Reading | None:
         """Return who holds the device's memory now; None when it is not known."""

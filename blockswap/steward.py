@@ -32,6 +32,11 @@ from blockswap.telling import make_report, make_timeline, pageable_note
 logger = logging.getLogger("blockswap")
 
 MAX_RELEARNED = 2
+# cuDNN keeps what it chose then for the rest of the process.
+OTHER_ALGORITHM = (
+    "PyTorch found no memory for something that it could do without, such as a workspace of cuDNN:"
+    " the algorithm in its place may give other last bits than in a run with more memory"
+)
 MEASURED_AT_FIRST = 4
 MEASURED_EVERY = 32  # of which two steps: the first one times the copies for the second
 
@@ -130,7 +135,8 @@ class Steward:
             if self.learned.stage is Stage.TRACE and self.state.config.vram_bytes is not None:
                 self.state.memory.give_back()  # so that what it reserves is what this input needs
             self.state.memory.begin_span()
-            self._held_bytes = self._torch_bytes(self.state.memory.allocated_bytes())
+            tally = self.state.memory.tally()
+            self._held_bytes, self._ooms = tally.allocated, tally.ooms
 
     def _take_in(self) -> None:
         """Go on after a step that is complete; once, even if no memory is found for its plan."""
@@ -154,6 +160,9 @@ class Steward:
         if completed and self._key is not None and not self.is_ready:
             allocated, reserved = map(self._torch_bytes, self.state.memory.span_peaks())
             self.learned.note_peak(allocated, reserved, self._held_bytes)
+            if self.state.memory.tally().ooms > self._ooms and OTHER_ALGORITHM not in self.notes:
+                self.notes.append(OTHER_ALGORITHM)
+                logger.warning(OTHER_ALGORITHM)
 
     def after_out_of_memory(self, error: torch.OutOfMemoryError, attempt: Attempt) -> bool:
         """PyTorch found no memory in the forward that has just failed: give up what is next.

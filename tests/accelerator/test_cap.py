@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from types import ModuleType
 
@@ -268,3 +269,21 @@ def test_priorities_say_what_is_shed_first(accelerator: ModuleType, stays: str) 
         del kept
         assert session.report().sheds == 1 and after < before
         assert after == set(order[: len(after)]), "what matters least went first"
+
+
+@torch.no_grad()
+def test_memory_that_pytorch_could_do_without_is_told(accelerator: ModuleType) -> None:
+    model = Chain(WIDTHS, seed=12)
+    asked = [TOTAL]
+
+    def try_workspace(*_: object) -> None:
+        with contextlib.suppress(torch.OutOfMemoryError):  # as cuDNN's callers do
+            torch.empty(asked[0], dtype=torch.int8, device="fake")
+
+    model.layers[3].register_forward_hook(try_workspace)
+    with ready(model, vram=32 * MIB) as session:
+        notes = [note for note in session.report().notes if "other last bits" in note]
+        assert len(notes) == 1 and session.report().ooms == 0
+    asked[0] = 1
+    with ready(model, vram=32 * MIB) as session:
+        assert not any("other last bits" in note for note in session.report().notes)
