@@ -80,6 +80,7 @@ def measure(device: str, trace: torch.Tensor, repeats: int) -> Iterator[dict[str
             **common,
             "us_per_operation": 1e6 * seconds / num_operations,
             "peak_reserved_bytes": torch.cuda.max_memory_reserved() - before,
+            "reserved_before_bytes": before,
         }
 
 

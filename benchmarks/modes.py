@@ -31,7 +31,7 @@ from blockswap.sizes import format_bytes
 
 GB = 10**9
 MB = 10**6
-KIND = "qwen"
+KIND: zoo.Kind = "qwen"
 FULL_WEIGHT_BYTES = 40_860_802_176  # a smaller model gets caps and blocks smaller by as much
 TINY_LAYERS = 24  # a cap of less than some MiB holds nothing
 LINK_GB_PER_S = 25.0
@@ -212,7 +212,7 @@ class Modes:
             rows[mode] = {"mode": mode} | self._measure({"vram": CAP_BYTES} | MODES[mode])
             yield rows[mode]
         yield judged("modes", judge_modes, rows)
-        lowest = {}
+        lowest: dict[str, Lowest] = {}
         for mode, row in rows.items():
             if row["status"] == "ok":
                 lowest[mode] = self._lowest(mode, row, lowest.get(LAYERWISE))

@@ -145,7 +145,7 @@ class Child:
         card = blockswap.leaf_bytes(self._model) // 2 + ACTIVATION_BYTES
         memory.trim()
         memory.set_limit(None, card)
-        bursts = []  # bytes
+        bursts: list[int] = []  # bytes
         blocks = find_blocks(self._model)
 
         def take_for_a_while(*_: Any) -> None:
