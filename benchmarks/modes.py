@@ -235,6 +235,7 @@ class Modes:
         given = self._scaled(options) | {"throttle": LINK_GB_PER_S}
         try:
             row = measure(self._model, self._inputs, self._resident, given, self._steps)
+            row["holds"] = row["peak_device_bytes"] <= row["cap_bytes"]
         except (blockswap.BlockswapError, torch.OutOfMemoryError) as error:
             row = {"engine": "blockswap", "settings": given, "status": told(error)}
         print(one_line(row), flush=True)

@@ -72,7 +72,7 @@ def test_nothing_passes_the_cap_in_any_forward_and_the_limit_before_is_back_behi
     model.copies = 64  # 256 MiB
     (expected,) = expected_of(model, x)
     torch.cuda.empty_cache()
-    cap = torch.cuda.memory_allocated() + 700 * MIB
+    cap = torch.cuda.memory_allocated() + 800 * MIB
     torch.cuda.set_per_process_memory_fraction(0.75)
     found = pytest.approx(torch.cuda.get_per_process_memory_fraction(), abs=1e-6)  # whole bytes
     assert found == 0.75
