@@ -145,10 +145,17 @@ def judge_profiles(rows: dict[str, Row]) -> Row:
 
 
 def judge_modes(rows: dict[str, Row]) -> Row:
-    """Say whether larger pieces make fewer copies and no slower step."""
+    """Say whether larger pieces make fewer copies and no slower step.
+
+    Copies depend on which pieces stay, too, and so on measured times: a plan that keeps the small
+    ones streams fewer. How many pieces there are depends on the mode alone.
+    """
+    pieces = {mode: row["num_pieces"] for mode, row in rows.items()}
     copies = {mode: row["copies_per_step"] for mode, row in rows.items()}
     times = {mode: row["step_ms"] for mode, row in rows.items()}
     return {
+        "num_pieces": pieces,
+        "layerwise_has_more_pieces": pieces[LAYERWISE] > pieces["chunkwise"],
         "copies_per_step": copies,
         "layerwise_has_more_copies": copies[LAYERWISE] > copies["chunkwise"],
         "step_ms": times,
