@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,24 +21,26 @@ STEPS = 12
 class Bursting(Tower):
     """Takes much memory for a while in the middle of its forward, and starts a new peak with each.
 
+    What a test sets and counts lies apart: a model that keeps count is not run again.
+
     Attributes:
-        copies: of its activations, all of them used.
-        burst_bytes: taken beside them.
-        calls: forwards that began.
+        apart.copies: of its activations, all of them used.
+        apart.burst_bytes: taken beside them.
+        apart.calls: forwards that began.
     """
 
-    copies = 1
-    burst_bytes = 0
-    calls = 0
+    def __init__(self, layers: int) -> None:
+        super().__init__(layers)
+        self.apart = SimpleNamespace(copies=1, burst_bytes=0, calls=0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
+        self.apart.calls += 1
         torch.cuda.reset_peak_memory_stats()
         for index, layer in enumerate(self.layers):
             x = layer(x)
             if index == len(self.layers) // 2:
-                torch.empty(self.burst_bytes, dtype=torch.uint8, device=x.device)
-                x = x.expand(self.copies, *x.shape).contiguous().amax(0)  # as it was
+                torch.empty(self.apart.burst_bytes, dtype=torch.uint8, device=x.device)
+                x = x.expand(self.apart.copies, *x.shape).contiguous().amax(0)  # as it was
         return x
 
 
@@ -47,7 +50,7 @@ def make_input() -> torch.Tensor:
 
 def taken_at_most(session: blockswap.Session) -> int:
     """What PyTorch reserved and the session held together since the last forward began."""
-    return torch.cuda.max_memory_reserved() + session.pool_bytes
+    return torch.cuda.max_memory_reserved() + session._state.memory.pool_bytes
 
 
 def run_until_ready(
@@ -69,7 +72,7 @@ def whole_card() -> Iterator[None]:
 @torch.no_grad()
 def test_nothing_passes_the_cap_in_any_forward_and_the_limit_before_is_back_behind_each() -> None:
     model, x = Bursting(layers=24), make_input()  # 768 MiB
-    model.copies = 64  # 256 MiB
+    model.apart.copies = 64  # 256 MiB
     (expected,) = expected_of(model, x)
     torch.cuda.empty_cache()
     cap = torch.cuda.memory_allocated() + 800 * MIB
@@ -81,7 +84,7 @@ def test_nothing_passes_the_cap_in_any_forward_and_the_limit_before_is_back_behi
     with blockswap.attach(model, vram=cap) as session:
 
         def sample(*_: object) -> None:
-            taken.append(torch.cuda.memory_reserved() + session.pool_bytes)
+            taken.append(torch.cuda.memory_reserved() + session._state.memory.pool_bytes)
             limits.append(torch.cuda.get_per_process_memory_fraction())
 
         handles = [layer.register_forward_hook(sample) for layer in model.layers]
@@ -129,13 +132,13 @@ def test_a_burst_that_residents_leave_no_room_for_runs_again_without_them() -> N
         before = run_until_ready(session, x, expected)
         assert (before.streamed_bytes, before.ooms) == (0, 0)
         cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        model.burst_bytes = torch.cuda.mem_get_info()[0] + cached + GIB // 2
-        model.calls = 0
+        model.apart.burst_bytes = torch.cuda.mem_get_info()[0] + cached + GIB // 2
+        model.apart.calls = 0
         assert torch.equal(model(x), expected)
-        assert model.calls == 2
+        assert model.apart.calls == 2
         report = session.report()
         assert (report.ooms, report.ladder) == (1, {"shed": 1})
-        model.burst_bytes = 0
+        model.apart.burst_bytes = 0
         after = run_until_ready(session, x, expected)
         assert (after.ooms, after.ladder) == (1, {"shed": 1})
         assert 0 < after.pool_bytes <= before.pool_bytes
@@ -152,13 +155,13 @@ def test_a_burst_beyond_what_residents_leave_of_the_cap_runs_again_below_it() ->
         before = run_until_ready(session, x, expected)
         assert before.ooms == 0 and before.pool_bytes > GIB // 2
         # More than PyTorch's share by a quarter of the pool, which is to become small.
-        model.burst_bytes = cap - 3 * before.pool_bytes // 4
-        model.calls = 0
+        model.apart.burst_bytes = cap - 3 * before.pool_bytes // 4
+        model.apart.calls = 0
         output = model(x)
         assert taken_at_most(session) <= cap
-        assert model.calls == 2
+        assert model.apart.calls == 2
         assert torch.equal(output, expected)
         report = session.report()
         assert (report.ooms, report.ladder) == (1, {"shed": 1})
-        model.burst_bytes = 0
+        model.apart.burst_bytes = 0
         assert run_until_ready(session, x, expected).ladder == {"shed": 1}
