@@ -1,15 +1,15 @@
 """The caching pool beside PyTorch's allocator: `python -m benchmarks.allocator --out FILE`.
 
-Replays what denoising steps of a transformer allocate and free, in C++, on both. Ours is replayed
-a second time with a ledger of all blocks, which refuses overlaps. On a machine without a GPU the
-pool's pages are host memory, and there is no allocator of PyTorch's to compare with.
+Replays what denoising steps allocate and free, in C++, on both: steps of a transformer that are
+made up, or forwards of a model that PyTorch recorded. Ours is replayed a second time with a ledger
+of all blocks, which refuses overlaps. On a machine without a GPU the pool's pages are host memory,
+there is no allocator of PyTorch's to compare with, and none to record.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,73 +18,14 @@ from typing import Any
 import torch
 
 from benchmarks import command_line
+from benchmarks.traces import make_trace, num_streams, record_forwards, rows_of
 from blockswap import _C
+from blockswap.bench import zoo
 from blockswap.bench.head import make_head
 
-SHAPES = ((4096, 3072), (4608, 3072), (1536, 3072), (8192, 1536), (2304, 5120))  # tokens, width
-NUM_BLOCKS = 24
+MADE_UP = "made-up"
+TRACES = (MADE_UP, *zoo.KINDS)
 TOTAL_BYTES_ON_HOST = 64 * 2**30  # addresses: pages that are never touched cost nothing
-
-
-class Trace:
-    """Rows (slot, bytes) of allocations and, with 0 bytes, frees; all is freed at its end."""
-
-    def __init__(self, scale: float) -> None:
-        self.rows: list[tuple[int, int]] = []
-        self._scale = scale
-        self._free_slots: list[int] = []
-        self._num_slots = 0
-
-    def take(self, num_bytes: float) -> int:
-        """Allocate; return the slot."""
-        if not self._free_slots:
-            self._free_slots.append(self._num_slots)
-            self._num_slots += 1
-        slot = self._free_slots.pop()
-        self.rows.append((slot, max(1, int(num_bytes * self._scale))))
-        return slot
-
-    def drop(self, *slots: int) -> None:
-        """Free."""
-        for slot in slots:
-            self.rows.append((slot, 0))
-            self._free_slots.append(slot)
-
-
-def run_block(trace: Trace, tokens: int, width: int, draw: random.Random) -> None:
-    """Allocate what one transformer block in bfloat16 does: modulation, attention, MLP."""
-    row = 2.0 * width
-    modulation = [trace.take(row) for _ in range(6)]
-    statistics = trace.take(8.0 * tokens)
-    normed = trace.take(tokens * row)
-    heads = [trace.take(tokens * row) for _ in range(3)]
-    trace.drop(normed, statistics)
-    rotated = [trace.take(tokens * row) for _ in range(2)]
-    trace.drop(*heads[:2])
-    workspace = trace.take(draw.choice((2**20, 4 * 2**20, 32 * 2**20)))
-    attended = trace.take(tokens * row)
-    trace.drop(*rotated, heads[2], workspace)
-    projected = trace.take(tokens * row)
-    trace.drop(attended)
-    hidden = trace.take(4 * tokens * row)
-    activated = trace.take(4 * tokens * row)
-    trace.drop(hidden)
-    out = trace.take(tokens * row)
-    trace.drop(activated, projected, out, *modulation)
-
-
-def make_trace(num_steps: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
-    """Return the rows of steps whose shapes change from one to the next."""
-    draw = random.Random(seed)
-    trace = Trace(scale)
-    for _ in range(num_steps):
-        tokens, width = draw.choice(SHAPES)
-        stream = trace.take(2.0 * tokens * width)
-        embeddings = [trace.take(draw.randrange(1000, 400_000)) for _ in range(12)]
-        for _ in range(NUM_BLOCKS):
-            run_block(trace, tokens, width, draw)
-        trace.drop(stream, *embeddings)
-    return torch.tensor(trace.rows, dtype=torch.int64)
 
 
 def live_peak_bytes(trace: torch.Tensor) -> int:
@@ -139,26 +80,58 @@ def measure(device: str, trace: torch.Tensor, repeats: int) -> Iterator[dict[str
             **common,
             "us_per_operation": 1e6 * seconds / num_operations,
             "peak_reserved_bytes": torch.cuda.max_memory_reserved() - before,
+            "reserved_before_bytes": before,
         }
+
+
+def compare(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what ours takes of PyTorch's memory and time, from a row of each."""
+    if len(rows) < 2:
+        return {}
+    ours, theirs = rows
+    return {
+        "reserved_ratio": ours["peak_reserved_bytes"] / theirs["peak_reserved_bytes"],
+        "time_ratio": ours["us_per_operation"] / theirs["us_per_operation"],
+    }
+
+
+def measure_trace(name: str, device: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the rows of one trace, ours first."""
+    about: dict[str, Any] = {"trace": name}
+    if name == MADE_UP:
+        trace = make_trace(options.steps, options.scale)
+    elif device == "cuda":
+        entries = record_forwards(name, options.size, options.forwards)
+        about |= {"forwards": options.forwards, "num_streams": num_streams(entries)}
+        trace = torch.tensor(rows_of(entries), dtype=torch.int64)
+    else:
+        return [about | {"status": "skipped: only the allocator of a GPU records what it does"}]
+    rows = list(measure(device, trace, max(1, options.operations // len(trace))))
+    rows[0] |= compare(rows)
+    return [about | row for row in rows]
 
 
 def main() -> None:
     """Measure both."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--trace", default=MADE_UP, help=f"of {', '.join(TRACES)}, with commas")
+    parser.add_argument("--size", default="full", choices=["full", "tiny"], help="if recorded")
+    parser.add_argument("--forwards", type=int, default=4, help="to record")
     parser.add_argument("--operations", type=int, default=10_000_000)
-    parser.add_argument("--steps", type=int, default=60, help="distinct steps in the trace")
-    parser.add_argument("--scale", type=float, default=1.0, help="of all sizes")
+    parser.add_argument("--steps", type=int, default=60, help="distinct steps, if made up")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all sizes, if made up")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    names = options.trace.split(",")
+    if unknown := sorted(set(names) - set(TRACES)):
+        parser.error(f"--trace {', '.join(unknown)}: give some of {', '.join(TRACES)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    trace = make_trace(options.steps, options.scale)
-    rows = []
-    for row in measure(device, trace, max(1, options.operations // len(trace))):
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    options.out.write_text(
-        json.dumps(make_head(command_line(sys.argv)) | {"rows": rows}, indent=1) + "\n"
-    )
+    result: dict[str, Any] = make_head(command_line(sys.argv)) | {"rows": []}
+    for name in names:
+        for row in measure_trace(name, device, options):
+            result["rows"].append(row)
+            print(json.dumps(row), flush=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 #   benchmarks/on_gpu.sh multi                 pytest -m multi_gpu
 #   benchmarks/on_gpu.sh models:flux[:0,3]     benchmarks/models.py, all cases or those numbers
 #   benchmarks/on_gpu.sh host                   what streaming costs the host per piece
-#   benchmarks/on_gpu.sh allocator             the caching pool beside PyTorch's allocator
+#   benchmarks/on_gpu.sh allocator[:flux,sdxl] the caching pool beside PyTorch's allocator: steps that are
+#                                              made up, or recorded forwards of these models
 #   benchmarks/on_gpu.sh attach                time and host memory of attaching
 #   benchmarks/on_gpu.sh sanitize[:"a or b"]   the GPU tests under compute-sanitizer memcheck
 #   benchmarks/on_gpu.sh bench:flux[:20]       engines side by side, so many timed steps
@@ -19,6 +20,9 @@
 #   benchmarks/on_gpu.sh decode[:0,5]          SDXL with VAE decode under twelve caps
 #   benchmarks/on_gpu.sh contention            what a busy link costs the host
 #   benchmarks/on_gpu.sh neighbour             a session beside a program that takes and returns memory
+#   benchmarks/on_gpu.sh modes[:profiles]      Qwen-Image: profiles, and modes with their lowest caps
+#   benchmarks/on_gpu.sh hostmem               FLUX with a quarter of its weights pinned
+#   benchmarks/on_gpu.sh install:flux          PyTorch on the caching pool, and a burst that sheds
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-benchmarks/results}
@@ -37,7 +41,7 @@ limited() { PYTHONFAULTHANDLER=1 timeout -s ABRT -k 10 "$@"; }
 # free runs alone.
 sanitize() {
   local chosen="not full and not throttled and not flex and not bench ${1:+and (${1#:})}"
-  local alone="gives_memory_back_to_the_device or give_back_lowers_used_memory"
+  local alone="gives_memory_back_to_the_device or give_back_lowers_used_memory or leave_no_room"
   local shards=${SANITIZE_SHARDS:-4} shard=0 failed=0 job test
   local -a jobs=()
   list_tests "($chosen) and ($alone)" >"$OUT/sanitizer-alone.txt"
@@ -78,7 +82,10 @@ for what in "$@"; do
         --out "$OUT/$stamp-${models//,/-}${cases:+-$(tr , _ <<<"$cases")}-core.json" || failed=1 ;;
     touch:*) $PYTHON -c "from benchmarks.turns import touch_memory; touch_memory(${what#touch:})" ;;
     host) limited 120 $PYTHON -m benchmarks.host_cost --out "$OUT/$stamp-host.json" || failed=1 ;;
-    allocator) limited 60 $PYTHON -m benchmarks.allocator --out "$OUT/$stamp-allocator.json" || failed=1 ;;
+    allocator | allocator:*)
+      traces=${what#allocator} traces=${traces#:}
+      limited "${ALLOCATOR_S:-150}" $PYTHON -m benchmarks.allocator --trace "${traces:-made-up}" \
+        --out "$OUT/$stamp${traces:+-${traces//,/-}}-allocator.json" || failed=1 ;;
     attach) limited 200 $PYTHON -m benchmarks.attach ${ATTACH_OPTIONS:-} --out "$OUT/$stamp-attach.json" || failed=1 ;;
     sanitize | sanitize:*) sanitize "${what#sanitize}" || failed=1 ;;
     bench:*)
@@ -106,6 +113,14 @@ for what in "$@"; do
         --out "$OUT/$stamp-sdxl${numbers:+-$(tr , _ <<<"$numbers")}-cap-sweep.json" || failed=1 ;;
     contention) limited 60 $PYTHON -m benchmarks.contention --out "$OUT/$stamp-contention.json" || failed=1 ;;
     neighbour) limited 200 $PYTHON -m benchmarks.neighbour --out "$OUT/$stamp-neighbour.json" || failed=1 ;;
+    modes | modes:*)
+      part=${what#modes} part=${part#:}
+      limited "${MODES_S:-450}" $PYTHON -m benchmarks.modes --part "$part" \
+        --out "$OUT/$stamp-qwen${part:+-$part}-modes.json" || failed=1 ;;
+    hostmem) limited 200 $PYTHON -m benchmarks.host_memory --out "$OUT/$stamp-host-memory.json" || failed=1 ;;
+    install:*)
+      limited "${INSTALL_S:-300}" $PYTHON -m benchmarks.pluggable --model "${what#install:}" \
+        --out "$OUT/$stamp-${what#install:}-install.json" || failed=1 ;;
     demo) timeout 100 make demo PYTHON="$PYTHON" || failed=1 ;;
     *) echo "unknown: $what"; failed=1 ;;
   esac

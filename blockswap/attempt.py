@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,25 +10,22 @@ import torch
 from torch import nn
 
 PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))
+# What every module has, and what of it calls do not change.
+_OWN = frozenset(vars(nn.Module())) - {"training"}
+OURS = "_blockswap_forward"  # marks a forward that we have put on a module
 
 
 class Attempt:
-    """One forward, and what it may use up.
-
-    It can be repeated when its inputs are tensors and plain values that it has not written to, and
-    nothing in the model goes on from call to call: no cache hook, no batch statistics, no forward
-    that another tool put there. Random numbers are drawn again from where they were.
+    """One forward, and what it may use up of its inputs.
 
     Args:
-        module: whose forward it is.
         inputs: positional and keyword arguments.
         device: where it computes.
     """
 
-    def __init__(self, module: nn.Module, inputs: tuple[object, ...], device: torch.device) -> None:
-        self._module = module
+    def __init__(self, inputs: tuple[object, ...], device: torch.device) -> None:
         self._inputs = inputs
-        self._versions = [_version(tensor) for tensor in _tensors(inputs)]
+        self._before = list(_walk(inputs))
         self._drawn = torch.default_generator.get_state()
         self._device = device
         self._drawn_there: torch.Tensor | None = None
@@ -37,58 +35,104 @@ class Attempt:
             self._drawn_there = torch.cuda.get_rng_state(device)
 
     def rewind(self) -> bool:
-        """Make everything as it was before; False: that is not possible."""
-        if self._is_captured or not _is_plain(self._inputs) or self._goes_on():
+        """Draw random numbers from where it did; False: its inputs are not what they were."""
+        now = list(_walk(self._inputs))
+        if self._is_captured or len(now) != len(self._before):
             return False
-        versions = [_version(tensor) for tensor in _tensors(self._inputs)]
-        if None in versions or versions != self._versions:
+        if any(a is not b or m != n for (a, m), (b, n) in zip(self._before, now, strict=True)):
+            return False
+        if any(mark is None for _, mark in now):
             return False
         torch.default_generator.set_state(self._drawn)
         if self._drawn_there is not None:
             torch.cuda.set_rng_state(self._drawn_there, self._device)
         return True
 
-    def _goes_on(self) -> bool:
-        """Whether a call leaves something in the model that the next one reads."""
-        return any(
-            (module.training and isinstance(module, nn.modules.batchnorm._NormBase))
-            or _has_cache(module)
-            or _is_foreign(module)
-            for module in self._module.modules()
-        )
+
+class Stillness:
+    """What a model keeps from call to call, as it was; a forward must not have changed it.
+
+    Its tensors' versions, its plain attributes, and those of lists and dictionaries one level deep.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._before = self._kept()
+
+    def holds(self) -> bool:
+        """Whether nothing has changed, and no tool is there that keeps what we cannot see."""
+        modules = list(self._model.modules())
+        if any(_has_cache(module) or _is_foreign(module) for module in modules):
+            return False
+        return self._before is not None and self._before == self._kept()
+
+    def _kept(self) -> list[tuple[object, ...]] | None:
+        kept: list[tuple[object, ...]] = []
+        for module in self._model.modules():
+            for buffer in module._buffers.values():
+                if buffer is not None:
+                    if buffer.is_inference():
+                        return None
+                    kept.append((id(buffer), buffer._version))
+            for name, value in vars(module).items():
+                if name in _OWN or name == "forward":
+                    continue
+                if isinstance(value, torch.Generator):
+                    return None
+                if isinstance(value, (list, dict, set)):
+                    items = value.items() if isinstance(value, dict) else value
+                    kept.append((id(module), name, *map(_identity, items)))
+                elif isinstance(value, PLAIN):
+                    kept.append((id(module), name, value))
+        return kept
 
 
-def _version(tensor: torch.Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
+def _identity(item: object) -> object:
+    if isinstance(item, tuple):
+        return tuple(map(_identity, item))
+    return item if isinstance(item, PLAIN) else id(item)
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def _walk(value: Any) -> Iterator[tuple[object, object]]:
+    """Yield every object of nested inputs with what would change in it; None: nobody knows."""
     if isinstance(value, torch.Tensor):
-        yield value
+        yield value, (None if value.is_inference() else value._version)
     elif isinstance(value, (tuple, list)):
+        yield value, len(value)
         for item in value:
-            yield from _tensors(item)
+            yield from _walk(item)
     elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(map(_is_plain, value))
-    if isinstance(value, dict):
-        return all(map(_is_plain, value.values()))
-    return isinstance(value, (torch.Tensor, *PLAIN))
+        yield value, tuple(value)
+        for item in value.values():
+            yield from _walk(item)
+    else:
+        yield value, (0 if isinstance(value, PLAIN) else None)
 
 
 def _has_cache(module: nn.Module) -> bool:
+    if module.training and isinstance(module, nn.modules.batchnorm._NormBase):
+        return True
     registry = module.__dict__.get("_diffusers_hook")
     hooks = getattr(registry, "hooks", None) or {}
     return any(getattr(hook, "_is_stateful", False) for hook in hooks.values())
 
 
 def _is_foreign(module: nn.Module) -> bool:
-    """Whether a tool has exchanged the class's forward, as TeaCache does to count steps."""
+    """Whether a tool has exchanged the forward, of the class or of this module, to keep count."""
     owner = next((cls for cls in type(module).__mro__ if "forward" in vars(cls)), None)
-    if owner is None:
+    if owner is not None and getattr(vars(owner)["forward"], "__module__", "") != owner.__module__:
+        return True
+    return is_foreign(module, vars(module).get("forward"))
+
+
+def is_foreign(module: nn.Module, forward: Any) -> bool:
+    """Whether a forward that lies on a module itself is neither its class's, ours, nor diffusers'.
+
+    diffusers' hooks put theirs there; whether one of them keeps state is told by the hook.
+    """
+    if forward is None or hasattr(forward, OURS):
         return False
-    return getattr(vars(owner)["forward"], "__module__", None) != owner.__module__
+    function = forward.func if isinstance(forward, functools.partial) else forward
+    function = getattr(function, "__func__", function)
+    is_hook = str(getattr(function, "__module__", "")).startswith("diffusers.hooks")
+    return not is_hook and function is not getattr(type(module), "forward", None)

@@ -15,6 +15,7 @@ from blockswap.sizes import format_bytes
 
 # What PyTorch reserves beyond what its tensors take at their peak, where that was not measured.
 FRAGMENTS_SHARE = 20
+MOST_FLUSHES = 4  # margins that are kept free for PyTorch's cache at most
 
 
 def bytes_of(plan: _C.Plan) -> int:
@@ -59,9 +60,9 @@ class Bound:
         self._left = left_bytes
         self.room.look_again()
 
-    def judge(self, learned: Learned, wants_more: bool) -> Verdict:
-        """Say whether another plan is due before the next step."""
-        now = self._read()
+    def judge(self, learned: Learned, wants_more: bool, now: Reading | None = None) -> Verdict:
+        """Say whether another plan is due before the next step; ``now``: what was read already."""
+        now = now or self._read()
         if now is None:
             return Verdict.STAY
         return self.room.judge(now, self._step_bytes(learned), self._left, wants_more)
@@ -83,7 +84,7 @@ class Budget:
         self._cap_bytes = config.vram_bytes
         self._cap = self._others = None
         if self._cap_bytes is not None:
-            room = Room(cap_margin_bytes(self._cap_bytes))
+            room = Room(cap_margin_bytes(self._cap_bytes), learns=True)
             self._cap = Bound(room, self._read_cap, self._reserved_bytes)
         total = memory.total_bytes()
         if total and (self._cap_bytes is None or config.reserve_bytes is not None):
@@ -91,8 +92,8 @@ class Budget:
             self._others = Bound(room, memory.reading, self._allocated_bytes)
         self.is_tight = False
         self._wants_more = False  # the installed plan streams
-        self._tally = Tally(0, 0, 0)  # as seen last under a cap
-        self._flushes = 0  # when the plan was installed
+        self._tally = Tally(0, 0)  # before the forward that runs
+        self._is_cramped = False  # PyTorch needs more room than the installed plan leaves
 
     @property
     def follows(self) -> bool:
@@ -127,13 +128,14 @@ class Budget:
             return
         smallest = self._requests.largest_bytes
         needed = self._memory.tally().allocated + learned.step_reserved_bytes
-        taken = needed + small_bytes + MARGIN_BYTES
+        taken = needed + small_bytes
         if self._cap_bytes - taken < smallest:
+            enough = taken + smallest + MARGIN_BYTES
             raise CapError(
                 f"the cap is {format_bytes(self._cap_bytes)}, but activations and weights outside"
                 f" the blocks take {format_bytes(needed)} for this input, small parameters"
                 f" {format_bytes(small_bytes)}, and the smallest ring {format_bytes(smallest)}:"
-                f" raise vram to {format_bytes(taken + smallest)} or make the input smaller"
+                f" raise vram to {format_bytes(enough)} or make the input smaller"
             )
 
     def note(self, plan: _C.Plan, granted: Grants) -> None:
@@ -144,8 +146,6 @@ class Budget:
             granted: what there was for it.
         """
         self._wants_more = plan.streamed_bytes > 0
-        if self._cap_bytes is not None:
-            self._flushes = self._memory.tally().flushes
         left = granted.least
         for bound in self._bounds():
             bound.note(0 if left is None else left - bytes_of(plan))
@@ -162,15 +162,41 @@ class Budget:
             if reserved + num_bytes > self._cap_bytes:
                 self._memory.give_back()
 
+    def look(self) -> Tally | None:
+        """Look at PyTorch's memory before a forward; what it caches beyond the cap goes back.
+
+        None: nobody needs to look.
+        """
+        if self._cap_bytes is None:
+            return None
+        self._tally = self._memory.tally()
+        if self._tally.reserved + self._memory.pool_bytes > self._cap_bytes:
+            self._memory.give_back()
+        return self._tally
+
     def is_off(self, learned: Learned) -> bool:
-        """Whether another plan is due before the next step."""
-        verdicts = [bound.judge(learned, self._wants_more) for bound in self._bounds()]
-        if self._cap_bytes is not None and self._tally.flushes > self._flushes:
-            # PyTorch found no room under its limit but by giving its cache back, which waits for
-            # the device: it needs more than was seen.
-            learned.spare_bytes += cap_margin_bytes(self._cap_bytes)
+        """Whether another plan is due before the next step, for which `look` was called."""
+        if self._is_cramped:
+            self._is_cramped = False
             return True
+        verdicts = []
+        if self._cap is not None:
+            now = self._reading_of_cap(self._tally)
+            verdicts.append(self._cap.judge(learned, self._wants_more, now))
+        if self._others is not None:
+            verdicts.append(self._others.judge(learned, self._wants_more))
         return Verdict.SHED in verdicts or set(verdicts) == {Verdict.GROW}
+
+    def note_flush(self, learned: Learned) -> None:
+        """PyTorch found no room under its limit in a step but by giving its cache back.
+
+        That waits for the device: the next plan leaves it more, as long as there is more to leave.
+        """
+        if self._cap_bytes is not None:
+            margin = cap_margin_bytes(self._cap_bytes)
+            most = max(learned.spare_bytes, MOST_FLUSHES * margin)
+            self._is_cramped = learned.spare_bytes < most
+            learned.spare_bytes = min(learned.spare_bytes + margin, most)
 
     def has_room(self, learned: Learned, small_bytes: int) -> bool:
         """Whether the plan that was made could be installed now."""
@@ -215,11 +241,11 @@ class Budget:
         )
 
     def _read_cap(self) -> Reading | None:
-        if self._cap_bytes is None:
-            return None
-        pool = 0 if self._memory.pool is None else self._memory.pool.bytes
-        self._tally = self._memory.tally()
-        return Reading(self._cap_bytes - pool - self._tally.allocated, pool)
+        return self._reading_of_cap(self._memory.tally())
+
+    def _reading_of_cap(self, tally: Tally) -> Reading:
+        pool = self._memory.pool_bytes
+        return Reading((self._cap_bytes or 0) - pool - tally.allocated, pool)
 
     def _reserved_bytes(self, learned: Learned) -> int:
         self._memory.step_bytes = learned.step_bytes + learned.spare_bytes

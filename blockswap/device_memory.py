@@ -33,11 +33,13 @@ class Tally:
         allocated: what its tensors hold.
         reserved: the same with what it caches.
         flushes: how often it gave its cache back to find room, since the process began.
+        ooms: how often it found none all the same.
     """
 
     allocated: int
     reserved: int
-    flushes: int
+    flushes: int = 0
+    ooms: int = 0
 
 
 class DeviceMemory:
@@ -59,7 +61,7 @@ class DeviceMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._key = (device.type, device.index or 0)
+        self.key = (device.type, device.index or 0)
         is_installed = device.type == "cuda" and memory.is_installed()
         # CUDA's pool lies outside PyTorch's allocator; other devices count it as theirs.
         self.counts_pool = is_installed or device.type not in ("cuda", "cpu")
@@ -77,6 +79,11 @@ class DeviceMemory:
     def allocated_bytes(self) -> int:
         """Return what PyTorch's tensors hold now."""
         return int(self._module.memory_allocated(self.device)) if self._module else 0
+
+    @property
+    def pool_bytes(self) -> int:
+        """Return what the pool holds."""
+        return 0 if self.pool is None else self.pool.bytes
 
     @property
     def pool_beside_bytes(self) -> int:
@@ -117,7 +124,7 @@ class DeviceMemory:
     def begin_span(self) -> None:
         """Start a new span, after everybody who watches this device has noted the last one."""
         for other in list(self._all):
-            if other._key == self._key:
+            if other.key == self.key:
                 other.note_peak()
         if self._module:
             self._module.reset_peak_memory_stats(self.device)
@@ -136,30 +143,31 @@ class DeviceMemory:
 
     def tally(self) -> Tally:
         """Return what PyTorch's allocator holds now."""
+        # The pool's blocks are PyTorch's on devices whose pool it counts.
+        counted = self.pool_bytes if self.counts_pool else 0
         nested = getattr(self._module, "memory_stats_as_nested_dict", None)
-        if nested is not None:  # cheaper than one by one: it is asked for at each step
-            stats = nested(self.device)
-            held, used = (stats[f"{kind}_bytes"]["all"] for kind in ("reserved", "allocated"))
-            allocated, reserved = int(used["current"]), int(held["current"])
-            return Tally(allocated, reserved, int(stats["num_alloc_retries"]))
-        allocated = self.allocated_bytes()
-        of_device = getattr(self._module, "memory_reserved", None)
-        reserved = int(of_device(self.device)) if of_device else allocated
-        counted = self.pool.bytes if self.pool is not None and self.counts_pool else 0
-        return Tally(allocated - counted, reserved - counted, 0)
+        if nested is None:
+            allocated = self.allocated_bytes()
+            of_device = getattr(self._module, "memory_reserved", None)
+            reserved = int(of_device(self.device)) if of_device else allocated
+            return Tally(allocated - counted, reserved - counted)
+        stats = nested(self.device)  # cheaper than one by one: it is asked for at each step
+        used, held = (int(stats[f"{k}_bytes"]["all"]["current"]) for k in ("allocated", "reserved"))
+        flushes, ooms = int(stats["num_alloc_retries"]), int(stats["num_ooms"])
+        return Tally(used - counted, held - counted, flushes, ooms)
 
     def reading(self) -> Reading | None:
         """Return who holds the device's memory now; None when it is not known."""
         if self._module is None:
             return None
-        tally, pool = self.tally(), self.pool.bytes if self.pool is not None else 0
+        tally = self.tally()
         free = int(self._module.mem_get_info(self.device)[0])
-        return Reading(unused=free + tally.reserved - tally.allocated, pool=pool)
+        return Reading(unused=free + tally.reserved - tally.allocated, pool=self.pool_bytes)
 
     def limit(self) -> float:
         """Return what PyTorch may reserve, as a share of the device's memory."""
         get = getattr(self._module, "get_per_process_memory_fraction", None)
-        return float(get(self.device)) if get else 1.0
+        return min(1.0, float(get(self.device))) if get else 1.0  # some backends say more
 
     def set_limit(self, share: float) -> None:
         """Let PyTorch reserve no more than this share; devices that know no limit ignore it."""
@@ -184,7 +192,7 @@ class DeviceMemory:
 
     def most_step_bytes(self) -> int:
         """Return the most that a step of any session on this device takes for a while."""
-        return max(other.step_bytes for other in list(self._all) if other._key == self._key)
+        return max(other.step_bytes for other in list(self._all) if other.key == self.key)
 
     def give_back(self) -> int:
         """Return PyTorch's unused cached memory to the device; the bytes given back."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from blockswap import _C
-from blockswap.attempt import Attempt
+from blockswap.attempt import OURS, Attempt, Stillness
 from blockswap.sizes import format_bytes
 
 CALLS = ("forward", "encode", "decode")  # by which a component is used from outside
@@ -37,6 +39,19 @@ class GuestReport:
         times = "1 turn" if self.turns == 1 else f"{self.turns} turns"
         text = f"{format_bytes(self.weight_bytes)} of weights, whole on the device for {times}"
         return text if self.peak_bytes is None else f"{text}, peak {format_bytes(self.peak_bytes)}"
+
+
+class Stage(Protocol):
+    """What a guest needs to know of the device."""
+
+    def begin(self, guest: Guest) -> None:
+        """Make room, and let it come."""
+
+    def computing(self, guest: Guest) -> AbstractContextManager[None]:
+        """Bound what it computes with."""
+
+    def relieve(self, error: torch.OutOfMemoryError, can_repeat: bool) -> bool:
+        """Hear that memory was out; True: there is more now, call again."""
 
 
 class Guest:
@@ -74,49 +89,50 @@ class Guest:
         weight_bytes = sum(t.nbytes for t in self._tensors())
         return GuestReport(weight_bytes, self.turns, self.peak_bytes or None)
 
-    def watch(
-        self, on_use: Callable[[Guest], None], relieve: Callable[[torch.OutOfMemoryError], bool]
-    ) -> None:
-        """Call ``on_use`` before the component, or any part of it, computes.
+    def watch(self, stage: Stage) -> None:
+        """Tell the stage before the component, or any part of it, computes.
 
-        A VAE is called by ``encode`` and ``decode``, past the root's hooks: its parts tell.
-
-        Args:
-            on_use: that.
-            relieve: called when PyTorch found no memory in a call; True: something was given back,
-                so that the call is worth repeating.
+        A VAE is called by ``encode`` and ``decode``, past the root's hooks: its parts tell. What is
+        called from outside runs again when memory was out.
         """
 
         def before(_module: nn.Module, _args: object) -> None:
-            on_use(self)
+            stage.begin(self)
 
-        for module in self.module.modules():
-            owns = next(module.parameters(recurse=False), None) is not None
-            if owns or module is self.module:
-                self._handles.append(module.register_forward_pre_hook(before, prepend=True))
-        for name in CALLS:
-            if name not in vars(self.module) and callable(getattr(self.module, name, None)):
-                self._calls[name] = self._repeated(name, relieve)
-                setattr(self.module, name, self._calls[name])
+        try:
+            for module in self.module.modules():
+                owns = next(module.parameters(recurse=False), None) is not None
+                if owns or module is self.module:
+                    self._handles.append(module.register_forward_pre_hook(before, prepend=True))
+            for name in CALLS:
+                method = inspect.getattr_static(type(self.module), name, None)
+                if inspect.isfunction(method) and name not in vars(self.module):
+                    self._calls[name] = self._guarded(name, stage)
+                    setattr(self.module, name, self._calls[name])
+        except BaseException:
+            self.unwatch()
+            raise
 
-    def _repeated(
-        self, name: str, relieve: Callable[[torch.OutOfMemoryError], bool]
-    ) -> Callable[..., Any]:
-        """Return a method of the component that runs again when memory was out."""
+    def _guarded(self, name: str, stage: Stage) -> Callable[..., Any]:
+        """Return a method of the component that computes under the cap, again if memory was out."""
         module = self.module
 
         @functools.wraps(getattr(module, name))
         def call(*args: Any, **kwargs: Any) -> Any:
             # Looked up at each call: tools exchange the methods of classes.
             method = getattr(type(module), name)
-            attempt = Attempt(module, (args, kwargs), self._device)
-            try:
+            if torch.compiler.is_compiling():
                 return method(module, *args, **kwargs)
+            attempt, still = Attempt((args, kwargs), self._device), Stillness(module)
+            try:
+                with stage.computing(self):
+                    return method(module, *args, **kwargs)
             except torch.OutOfMemoryError as error:
-                if not relieve(error) or not attempt.rewind():
+                if not stage.relieve(error, still.holds() and attempt.rewind()):
                     raise
-            return method(module, *args, **kwargs)
+            return call(*args, **kwargs)  # there is more room now
 
+        setattr(call, OURS, True)
         return call
 
     def unwatch(self) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from blockswap import _C
-from blockswap.attempt import Attempt
+from blockswap.attempt import OURS, Attempt, is_foreign
 from blockswap.binding import Gate, Unit, weights_of
 
 logger = logging.getLogger("blockswap")
@@ -91,6 +91,11 @@ class Hooks:
         modules = [*self._models, *self._blocks[:1]]
         return any(module._compiled_call_impl is not None for module in modules)
 
+    @property
+    def are_foreign(self) -> bool:
+        """Whether another tool's forward is called through one of them."""
+        return any(door.is_foreign for door in self._doors)
+
     def remove(self) -> None:
         """Take every hook off."""
         self._remove(self._leaf_handles)
@@ -122,7 +127,7 @@ class _Door:
             inside = gate.is_open and gate.is_whole and gate.root is not module
             if inside and gate.owner == get_ident():
                 return original(*args, **kwargs)
-            attempt = Attempt(module, (args, kwargs), session.token.device)
+            attempt = Attempt((args, kwargs), session.token.device)
             while True:
                 session.enter(module, args, kwargs)
                 try:
@@ -143,8 +148,14 @@ class _Door:
                 session.leave(module)
                 return output
 
+        setattr(forward, OURS, True)
         self._forward = forward
         module.forward = forward
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it stands in front of another tool's forward."""
+        return is_foreign(self._module, self._had)
 
     def remove(self) -> None:
         """Give the module its own forward back; inert where others have wrapped ours since."""

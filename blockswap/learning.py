@@ -126,10 +126,15 @@ class Learned:
         return self.stage is not Stage.SETTLE or done != self.settling_steps - 2
 
     def note_peak(self, allocated_bytes: int, reserved_bytes: int, held_bytes: int) -> None:
-        """Note what PyTorch allocated and reserved at a step's peak, and what it held before."""
+        """Note what PyTorch allocated and reserved at a step's peak, and what it held before.
+
+        Only the first step begins with an empty cache: later it may hold what others have left.
+        """
         self.torch_peak_bytes = max(self.torch_peak_bytes, allocated_bytes)
         self.step_bytes = max(self.step_bytes, allocated_bytes - held_bytes)
-        self.step_reserved_bytes = max(self.step_reserved_bytes, reserved_bytes - held_bytes)
+        is_clean = self.stage is Stage.TRACE
+        needed = (reserved_bytes if is_clean else allocated_bytes) - held_bytes
+        self.step_reserved_bytes = max(self.step_reserved_bytes, needed)
 
     def forget_plan(self) -> None:
         """Memory was out: learn anew, and if it was so under a plan, keep more free than before."""

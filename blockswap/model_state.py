@@ -54,9 +54,7 @@ class ModelState:
         """
         self.weight_bytes = sum(p.nbytes for p in self.model.parameters())
         self._has_outside = self.streams_outside
-        self.leaves: Leaves = find_leaves(
-            self.model, self.blocks, include_outside=self.streams_outside
-        )
+        self.leaves: Leaves = find_leaves(self.model, self.blocks, self.streams_outside)
         self.driver = _C.make_device(self.device.type, self.device.index or 0)
         self.engine = _C.Engine(self.driver, self.config.copy_streams, self.config.check)
         self.memory.pool = self.pool = _C.Pool(
@@ -117,6 +115,7 @@ class ModelState:
                 add(small, module, name, parameter)
         for module, parameters in watched.items():
             module._parameters = parameters
+        self.is_from_device = self.is_asynchronous and self.device in self._origins
 
     def give_back(self, detach: bool) -> None:
         """Make the weights ordinary: each where it came from, no watching. Safe to call twice."""
@@ -225,9 +224,11 @@ class ModelState:
 
     def end_step(self) -> list[str]:
         """Bind parameters to their images; the names of those that the forward changed."""
-        self.share.lift()
-        edited = self.binding.unbind()
-        self.engine.end_step(self.token)
+        try:
+            edited = self.binding.unbind()
+            self.engine.end_step(self.token)
+        finally:
+            self.share.lift()
         for unit in self._diverted:
             unit.is_diverted = False
         self._diverted.clear()
@@ -250,8 +251,7 @@ class ModelState:
 
     def is_restructured(self) -> bool:
         """Whether modules came or went, or parameters other than the managed ones."""
-        other = self._has_outside is not self.streams_outside
-        return other or bool(self.binding.is_restructured())
+        return self._has_outside is not self.streams_outside or self.binding.is_restructured()
 
     def reconcile(self) -> bool:
         """Bring edits made since the last forward into the images and to the device.

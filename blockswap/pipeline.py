@@ -173,7 +173,7 @@ class PipelineSession:
             self._handles.append(model.register_forward_pre_hook(before, prepend=True))
             shim.register(model, looks)
         for guest in self._guests:
-            guest.watch(self._turns.begin, self._turns.relieve)
+            guest.watch(self._turns)
             shim.register(guest.module, looks)
         self.pipe.__dict__[CALL_END] = self._end_call
 

@@ -41,6 +41,16 @@ class Totals:
     rungs: Counter[str] = field(default_factory=Counter)
 
 
+def _are_alike(one: _C.Plan, other: _C.Plan | None) -> bool:
+    """Whether two plans of the same leaves keep and stream the same."""
+    if other is None or one.ring_bytes != other.ring_bytes:
+        return False
+    pieces = (
+        [(p.first_leaf, p.end_leaf, p.resident) for p in plan.pieces] for plan in (one, other)
+    )
+    return next(pieces) == next(pieces)
+
+
 class Plans:
     """One session's plans.
 
@@ -193,6 +203,10 @@ class Plans:
         before = bytes_of(learned.plan) if learned.plan is not None else 0
         if not self.make(learned) and self.is_placed:
             return  # with these options there is no smaller one
+        if self.is_placed and self.order == learned.order and _are_alike(self.plan, learned.plan):
+            learned.plan, learned.request = self.plan, self.request
+            self.budget.note(self.plan, learned.granted)
+            return
         self.install(learned)
         now = bytes_of(self.plan)
         if now != before:

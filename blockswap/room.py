@@ -20,6 +20,7 @@ SHED_SHARE, GROW_SHARE, LOOK_SHARE = 4, 2, 16
 # Steps in a row that see more room before it is taken: a neighbour may want it back.
 GROW_AFTER = 2
 HOLD_OFF_STEPS = 8
+MOST_PATIENCE = 512  # steps
 
 
 def margin_bytes(total_bytes: int) -> int:
@@ -64,11 +65,15 @@ class Room:
     Args:
         margin_bytes: to stay free.
         reserve_bytes: to leave to others on top of it.
+        learns: room that was taken and had to be given up again is taken later each time.
     """
 
-    def __init__(self, margin_bytes: int, reserve_bytes: int = 0) -> None:
+    def __init__(self, margin_bytes: int, reserve_bytes: int = 0, learns: bool = False) -> None:
         self._margin = margin_bytes
         self._keep_free = margin_bytes + reserve_bytes
+        self._learns = learns
+        self._patience = GROW_AFTER
+        self._has_grown = False  # since it was shed last
         self._roomy_steps = 0
         self._unused_seen: int | None = None
 
@@ -109,12 +114,18 @@ class Room:
         spare = self.budget(now, step_bytes) - now.pool
         if self.is_short(spare, left_bytes):
             self._roomy_steps = 0
+            if self._learns and self._has_grown:
+                self._patience = min(2 * self._patience, MOST_PATIENCE)
+            self._has_grown = False
             return Verdict.SHED
         if not wants_more or not self.is_roomy(spare, left_bytes):
             self._roomy_steps = 0
             return Verdict.STAY
         self._roomy_steps += 1
-        return Verdict.GROW if self._roomy_steps >= GROW_AFTER else Verdict.STAY
+        if self._roomy_steps < self._patience:
+            return Verdict.STAY
+        self._has_grown = True
+        return Verdict.GROW
 
     def hold_off(self) -> None:
         """Memory that seemed to be there was not: for a while, take no more."""

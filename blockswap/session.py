@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from blockswap import _C, attached
-from blockswap.attempt import Attempt
+from blockswap.attempt import Attempt, Stillness
 from blockswap.autocast import AutocastCache
 from blockswap.binding import ONE_CALLER, Gate, Unit
 from blockswap.blocks import Block, find_blocks, still_there
 from blockswap.config import SwapConfig
-from blockswap.device_memory import DeviceMemory
 from blockswap.errors import UseError
 from blockswap.hooks import Hooks
 from blockswap.learning import shape_key
@@ -50,6 +49,7 @@ class Session:
         self._inside = threading.Lock()
         self._autocast_cache = AutocastCache()
         self._hooks: Hooks | None = None
+        self._stillness: Stillness | None = None  # since the plan was installed
         self._state = ModelState(model, config, blocks, self.gate)
         self._steward = Steward(self._state, self._place_hooks)
         self.gate.read_outside = weakref.WeakMethod(self.fetch_whole)
@@ -121,18 +121,6 @@ class Session:
             self._between_forwards(self._steward.vacate)
             self._cycle.interrupt()
 
-    # What a pipeline asks ------------------------------------------------------------------------
-
-    @property
-    def memory(self) -> DeviceMemory:
-        """Return what counts the device's memory for this session."""
-        return self._state.memory
-
-    @property
-    def pool_bytes(self) -> int:
-        """Return what small parameters, residents and ring take on the device now."""
-        return int(self._state.pool.bytes) if self._state.is_taken else 0
-
     # What the hooks call -------------------------------------------------------------------------
 
     @property
@@ -171,6 +159,8 @@ class Session:
                 if self._state.is_restructured() or not self._state.reconcile():
                     self._rebuild()
                 continues = self._go_on(module, args, kwargs)
+            if self._stillness is None and self._state.is_asynchronous:
+                self._stillness = Stillness(self.model)
             self.gate.owner = threading.get_ident()
             self.gate.root, self.gate.live, self.gate.running = module, -1, None
             self.gate.is_whole = self._part_of(module) is not None
@@ -205,7 +195,11 @@ class Session:
 
     def relieve(self, error: torch.OutOfMemoryError, attempt: Attempt) -> bool:
         """Give memory back after PyTorch had none in a forward; whether to run it again."""
-        return not self.gate.is_open and self._steward.after_out_of_memory(error, attempt)
+        if self.gate.is_open or self._hooks is None:
+            return False
+        still = self._stillness is not None and self._stillness.holds()
+        can_repeat = still and not self._hooks.are_foreign and attempt.rewind()
+        return self._steward.after_out_of_memory(error, can_repeat)
 
     def abort(self) -> None:
         """Close the gate after an interruption; the next forward starts clean."""
@@ -246,10 +240,11 @@ class Session:
                 attached.mark(member, self)
             self._place_hooks()
         except BaseException:
-            self._stop(detach=True)
+            self._let_go(detach=True)
             raise
 
     def _place_hooks(self) -> None:
+        self._stillness = None
         if self._hooks is not None:
             self._hooks.place(learns=self._steward.traces)
 
@@ -264,19 +259,19 @@ class Session:
             self._inside.release()
 
     def _stop(self, detach: bool) -> None:
-        def stop() -> None:
-            if self._hooks is not None:
-                with torch.inference_mode(mode=False), torch.no_grad():
-                    self._state.reconcile()
-                self._hooks.remove()
-                self._hooks = None
-            self._steward.stop()
-            self._state.give_back(detach)
-            self._cycle.interrupt()
-            for member in self._members:
-                attached.unmark(member, self, paused=not detach)
+        self._between_forwards(lambda: self._let_go(detach))
 
-        self._between_forwards(stop)
+    def _let_go(self, detach: bool) -> None:
+        if self._hooks is not None:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._state.reconcile()
+            self._hooks.remove()
+            self._hooks = None
+        self._steward.stop()
+        self._state.give_back(detach)
+        self._cycle.interrupt()
+        for member in self._members:
+            attached.unmark(member, self, paused=not detach)
 
     def _close(self) -> list[str]:
         self.gate.is_open = False
@@ -301,7 +296,14 @@ class Session:
         explicit = cast("tuple[nn.Module | str, ...] | None", self.config.blocks)
         self._blocks = find_blocks(self.model, still_there(self.model, explicit))
         self._state.blocks = self._blocks
-        self._start()
+        try:
+            self._start()
+        except Exception as error:
+            if hasattr(error, "add_note"):  # Python 3.11
+                error.add_note(
+                    "the session is detached: free memory and call blockswap.attach again"
+                )
+            raise
 
     def __enter__(self) -> Session:
         return self

@@ -2,15 +2,60 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+from typing import ClassVar
+
 from blockswap.device_memory import DeviceMemory
+
+
+class Limit:
+    """PyTorch's limit of one device: the smallest of what several ask for, else the user's own.
+
+    PyTorch knows one limit per device and process. Sessions in several threads set it at once.
+    """
+
+    _of_device: ClassVar[dict[tuple[str, int], Limit]] = {}
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self._memory = memory
+        self._lock = threading.RLock()  # a finalizer may run in the middle
+        self._asked: dict[int, float] = {}  # by whom
+        self._users = 1.0
+        self._echo: float | None = None  # of the user's limit: PyTorch rounds what it is told
+
+    @classmethod
+    def of(cls, memory: DeviceMemory) -> Limit:
+        """Return the limit of a device."""
+        return cls._of_device.setdefault(memory.key, cls(memory))
+
+    def ask(self, who: int, share: float) -> None:
+        """Let PyTorch reserve no more than this share of the device."""
+        with self._lock:
+            if not self._asked and (found := self._memory.limit()) != self._echo:
+                self._users = found
+            self._asked[who] = share
+            self._memory.set_limit(min(self._users, *self._asked.values()))
+
+    def is_asked_by(self, who: int) -> bool:
+        """Whether somebody bounds it now."""
+        return who in self._asked
+
+    def release(self, who: int) -> None:
+        """Ask for nothing any more. Safe to call twice."""
+        with self._lock:
+            if self._asked.pop(who, None) is None:
+                return
+            self._memory.set_limit(min((self._users, *self._asked.values())))
+            if not self._asked:
+                self._echo = self._memory.limit()
 
 
 class Share:
     """Bounds what PyTorch reserves while a session or a component computes.
 
-    PyTorch knows one limit per device and process. It is set for each forward and taken back behind
-    it: so several sessions on a device have each their own, and what a script does between forwards
-    is not ours to bound.
+    It is set for each forward and taken back behind it: what a script does between forwards is not
+    ours to bound.
 
     Args:
         memory: of the device.
@@ -18,10 +63,10 @@ class Share:
     """
 
     def __init__(self, memory: DeviceMemory, cap_bytes: int | None) -> None:
-        self._memory = memory
         self._cap_bytes = cap_bytes
         self._total = memory.limited_bytes()
-        self._found: float | None = None  # the limit before ours; None: ours is not set
+        self._limit = Limit.of(memory)
+        self._finalizer = weakref.finalize(self, self._limit.release, id(self))
 
     def impose(self, beside_bytes: int) -> None:
         """Let PyTorch reserve what the cap leaves.
@@ -29,15 +74,15 @@ class Share:
         Args:
             beside_bytes: what others than PyTorch hold of the cap.
         """
-        if self._cap_bytes is None or self._total is None:
-            return
-        if self._found is None:
-            self._found = self._memory.limit()
-        left = max(0, self._cap_bytes - beside_bytes)
-        self._memory.set_limit(min(self._found, left / self._total))
+        if self._cap_bytes is not None and self._total is not None:
+            left = max(0, self._cap_bytes - beside_bytes)
+            self._limit.ask(id(self), min(1.0, left / self._total))
+
+    def refresh(self, beside_bytes: int) -> None:
+        """Impose again, if it is imposed: others hold something else of the cap now."""
+        if self._limit.is_asked_by(id(self)):
+            self.impose(beside_bytes)
 
     def lift(self) -> None:
-        """Give PyTorch back the limit that it had. Safe to call twice."""
-        found, self._found = self._found, None
-        if found is not None:
-            self._memory.set_limit(found)
+        """Bound nothing any more. Safe to call twice."""
+        self._limit.release(id(self))

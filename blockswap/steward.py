@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from blockswap.attempt import Attempt
 from blockswap.ladder import Held, Rung, next_rung, tell
 from blockswap.learning import (
     RELEARN_AFTER,
@@ -27,11 +26,18 @@ from blockswap.model_state import ModelState
 from blockswap.plans import Plans, Totals
 from blockswap.refine import refine
 from blockswap.report import Report, State, Timeline
+from blockswap.step_memory import StepMemory
 from blockswap.telling import make_report, make_timeline, pageable_note
 
 logger = logging.getLogger("blockswap")
 
 MAX_RELEARNED = 2
+WATCHED_STEPS = 8  # under a plan, for whether PyTorch has room enough
+# cuDNN keeps what it chose then for the rest of the process.
+OTHER_ALGORITHM = (
+    "PyTorch found no memory for something that it could do without, such as a workspace of cuDNN:"
+    " the algorithm in its place may give other last bits than in a run with more memory"
+)
 MEASURED_AT_FIRST = 4
 MEASURED_EVERY = 32  # of which two steps: the first one times the copies for the second
 
@@ -59,6 +65,7 @@ class Steward:
         self._usually_missed: int | None = None  # mispredictions in a step under the plan
         self._completed = False
         self._is_alone = False  # a block runs outside its model's forward
+        self._memory = StepMemory(state.memory)
         self._is_tight = False  # the ring of the first steps is the smallest
 
     @property
@@ -112,8 +119,10 @@ class Steward:
         """
         self._take_in()
         self._is_alone = key is None
+        self._completed = False
+        self.plans.budget.look()
+        self._memory.skip()
         if key is None:
-            self._completed = False
             self.state.engine.measure(False)
             if not self.plans.is_placed:
                 self.plans.stream(self.plans.order, self.learned)
@@ -122,24 +131,20 @@ class Steward:
             self._switch(key)
         elif self.is_ready:
             self.plans.follow(self.learned)
-        self._completed = False
         self.runs = []
         self.state.engine.measure(self._measures())
         self._steps_of_plan += 1
+        is_capped = self.state.config.vram_bytes is not None
         if not self.is_ready:
-            if self.learned.stage is Stage.TRACE and self.state.config.vram_bytes is not None:
-                self.state.memory.give_back()  # so that what it reserves is what this input needs
-            self.state.memory.begin_span()
-            self._held_bytes = self._torch_bytes(self.state.memory.allocated_bytes())
+            self._memory.begin(is_first=is_capped and self.learned.stage is Stage.TRACE)
+        elif is_capped and self._steps_of_plan <= WATCHED_STEPS:
+            self._memory.begin()
 
     def _take_in(self) -> None:
         """Go on after a step that is complete; once, even if no memory is found for its plan."""
         completed, self._completed = self._completed, False
         if completed and self._key is not None:
             self._advance(self.learned)
-
-    def _torch_bytes(self, counted_bytes: int) -> int:
-        return counted_bytes - (self.state.pool.bytes if self.state.memory.counts_pool else 0)
 
     def _measures(self) -> bool:
         """Whether to time each piece of the next step: host and device pay for five events each."""
@@ -151,18 +156,26 @@ class Steward:
         """Note the end of a step; one that failed teaches nothing."""
         self.steps += 1
         self._completed = completed = completed and not self._is_alone
-        if completed and self._key is not None and not self.is_ready:
-            allocated, reserved = map(self._torch_bytes, self.state.memory.span_peaks())
-            self.learned.note_peak(allocated, reserved, self._held_bytes)
+        need = self._memory.end()
+        if not completed or need is None:
+            return
+        if self.is_ready:
+            if need.flushed:
+                self.plans.budget.note_flush(self.learned)
+            return
+        self.learned.note_peak(need.allocated, need.reserved, need.held)
+        if need.found_none and OTHER_ALGORITHM not in self.notes:
+            self.notes.append(OTHER_ALGORITHM)
+            logger.warning(OTHER_ALGORITHM)
 
-    def after_out_of_memory(self, error: torch.OutOfMemoryError, attempt: Attempt) -> bool:
+    def after_out_of_memory(self, error: torch.OutOfMemoryError, can_repeat: bool) -> bool:
         """PyTorch found no memory in the forward that has just failed: give up what is next.
 
         The next step of this input streams everything, and the plan after it keeps more free.
 
         Args:
             error: gets a note that says so if the forward is not repeated.
-            attempt: that forward.
+            can_repeat: whether that forward can run again to the same result.
 
         Returns:
             Whether to run it again.
@@ -172,7 +185,7 @@ class Steward:
         rung = next_rung(held)
         if rung is not None:
             self._give_up(rung)
-        repeats = rung is not None and attempt.rewind()
+        repeats = rung is not None and can_repeat
         note = tell(rung, held, repeats)
         logger.warning("PyTorch is out of memory: %s", note)
         if not repeats and hasattr(error, "add_note"):  # Python 3.11
@@ -186,7 +199,8 @@ class Steward:
             residents=plan.resident_bytes if plans.is_placed else 0,
             ring=plan.ring_bytes if plans.is_placed else 0,
             smallest_ring=plans.largest_bytes,
-            outside=0 if state.streams_outside else state.fixed.bytes,
+            # Weights from the device would go back there while the model is taken in anew.
+            outside=0 if state.streams_outside or state.is_from_device else state.fixed.bytes,
         )
 
     def _give_up(self, rung: Rung) -> None:

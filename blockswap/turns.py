@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 
@@ -46,6 +47,7 @@ class Turns:
         self._record = record
         self._present: Guest | None = None
         self._held_bytes = 0  # when the turn began
+        self._depth = 0  # of calls within calls of the guest
 
     def begin(self, guest: Guest) -> None:
         """It is ``guest``'s turn."""
@@ -82,25 +84,45 @@ class Turns:
             finally:
                 self._close()
 
-    def relieve(self, error: torch.OutOfMemoryError) -> bool:
-        """Memory was out in a guest's turn; whether the denoisers gave some back."""
-        held = sum(session.pool_bytes for session in self._sessions)
+    @contextlib.contextmanager
+    def computing(self, guest: Guest) -> Iterator[None]:
+        """Bound what PyTorch reserves in a guest's call; calls within it change nothing."""
+        self.begin(guest)
+        if self._depth == 0:
+            beside = self._beside_bytes()
+            if self._cap_bytes is not None and (
+                self._memory.tally().reserved + beside > self._cap_bytes
+            ):
+                self._memory.give_back()
+            self._share.impose(beside)
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._share.lift()
+
+    def relieve(self, error: torch.OutOfMemoryError, can_repeat: bool) -> bool:
+        """Memory was out in a guest's call: have the denoisers leave; whether to call again."""
+        held = sum(session._state.memory.pool_bytes for session in self._sessions)
         if held:
             self._vacate()
             self._memory.give_back()
-            self._share.impose(self._beside_bytes())
-            logger.warning(
-                "PyTorch is out of memory while a component computes whole: the denoisers give"
-                " back %s, and the component runs again",
-                format_bytes(held),
-            )
-        elif hasattr(error, "add_note"):  # Python 3.11
+            self._share.refresh(self._beside_bytes())
+            note = f"the denoisers have given back {format_bytes(held)}"
+            logger.warning("PyTorch is out of memory in a component: %s", note)
+            note += ": call again; this call could not be repeated with the same result"
+        else:
             cap = "" if self._cap_bytes is None else f", {format_bytes(self._cap_bytes)} by the cap"
-            error.add_note(
+            note = (
                 f"the component has the device to itself{cap}: make its input smaller, have a VAE"
                 " work in tiles (pipe.vae.enable_tiling()), or raise vram"
             )
-        return held > 0
+        repeats = held > 0 and can_repeat
+        if not repeats and hasattr(error, "add_note"):  # Python 3.11
+            error.add_note(note)
+        return repeats
 
     # ---------------------------------------------------------------------------------------------
 
@@ -113,17 +135,15 @@ class Turns:
         if not is_known:
             self._memory.give_back()
         for session in self._sessions:
-            session.memory.unwatch()
+            session._state.memory.unwatch()
         self._memory.begin_span()
         self._held_bytes = self._memory.allocated_bytes()
-        self._share.impose(self._beside_bytes())
         self._record(guest.name)
 
     def _close(self) -> None:
-        self._share.lift()
         for session in self._sessions:
             if session.state in ("learning", "ready"):
-                session.memory.watch()
+                session._state.memory.watch()
         self._record("")
 
     def _vacate(self) -> None:
@@ -142,4 +162,4 @@ class Turns:
         return min(free, self._cap_bytes - used - cap_margin_bytes(self._cap_bytes))
 
     def _beside_bytes(self) -> int:
-        return sum(session.memory.pool_beside_bytes for session in self._sessions)
+        return sum(session._state.memory.pool_beside_bytes for session in self._sessions)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import allocator
+from benchmarks import allocator, traces
 
 
 def test_benchmark_replays_without_overlap_or_leak(
@@ -29,7 +29,7 @@ def test_benchmark_replays_without_overlap_or_leak(
 
 def test_a_trace_frees_all_that_it_takes() -> None:
     held: set[int] = set()
-    for slot, num_bytes in allocator.make_trace(num_steps=2).tolist():
+    for slot, num_bytes in traces.make_trace(num_steps=2).tolist():
         assert (slot in held) == (num_bytes == 0)
         held ^= {slot}
     assert not held

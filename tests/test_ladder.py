@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from blockswap.attempt import Attempt
+from blockswap.attempt import Attempt, Stillness
 from blockswap.ladder import Held, Rung, next_rung, tell
 
 CPU = torch.device("cpu")
@@ -39,13 +40,13 @@ class Model(nn.Module):
         return x + torch.rand(())
 
 
-def attempt(*inputs: object, model: nn.Module | None = None) -> Attempt:
-    return Attempt(model or Model().eval(), (inputs, {}), CPU)
+def attempt(*inputs: object) -> Attempt:
+    return Attempt((inputs, {}), CPU)
 
 
 def test_a_forward_draws_the_same_random_numbers_again() -> None:
     model, x = Model(), torch.zeros(3)
-    first = attempt(x, model=model)
+    first = attempt(x)
     drawn = model(x)
     assert first.rewind()
     assert torch.equal(model(x), drawn)
@@ -57,11 +58,23 @@ def test_plain_inputs_do_not_stand_in_the_way() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("nested", [False, True])
-def test_a_forward_that_wrote_to_an_input_is_not_repeated(nested: bool) -> None:
-    x = torch.zeros(3)
-    tried = attempt({"deep": [x]} if nested else x)
-    x.add_(1)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, xs, kw: x.add_(1),
+        lambda x, xs, kw: xs[0].add_(1),
+        lambda x, xs, kw: xs.__setitem__(0, xs[0] * 2),
+        lambda x, xs, kw: xs.append(x),
+        lambda x, xs, kw: kw.pop("scale"),
+        lambda x, xs, kw: kw.__setitem__("scale", 3.0),
+        lambda x, xs, kw: kw["deep"].__setitem__("y", x),
+    ],
+)
+def test_a_forward_that_changed_its_inputs_is_not_repeated(change: Any) -> None:
+    x, xs = torch.zeros(3), [torch.zeros(3)]
+    kw: dict[str, Any] = {"scale": 2.0, "deep": {"y": torch.zeros(1)}}
+    tried = attempt(x, xs, kw)
+    change(x, xs, kw)
     assert not tried.rewind()
 
 
@@ -77,22 +90,65 @@ def test_an_input_that_may_keep_state_is_not_trusted() -> None:
     assert not attempt({"cache": cache}).rewind()
 
 
-def test_a_model_whose_next_call_reads_what_the_last_one_left_is_not_repeated() -> None:
+class Counting(nn.Linear):
+    """Keeps something of each kind from call to call."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.calls = 0
+        self.seen: list[int] = []
+        self.by_name: dict[str, torch.Tensor] = {}
+        self.register_buffer("total", torch.zeros(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m, "calls", m.calls + 1),
+        lambda m: m.seen.append(1),
+        lambda m: m.by_name.__setitem__("a", torch.zeros(1)),
+        lambda m: m.total.add_(1),
+        lambda m: m.register_buffer("total", torch.ones(1)),
+        lambda m: setattr(m, "fresh", 1),
+    ],
+)
+def test_a_model_that_keeps_something_from_call_to_call_is_not_repeated(change: Any) -> None:
+    model = nn.Sequential(Counting())
+    still = Stillness(model)
+    assert still.holds()
+    change(model[0])
+    assert not still.holds()
+
+
+def test_a_generator_of_the_models_own_is_not_trusted() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0].generator = torch.Generator()
+    assert not Stillness(model).holds()
+
+
+def test_batch_statistics_and_cache_hooks_are_not_trusted() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    assert attempt(model=model.eval()).rewind()
-    assert not attempt(model=model.train()).rewind()
+    assert Stillness(model.eval()).holds()
+    assert not Stillness(model.train()).holds()
     model.eval()
-    model[0]._diffusers_hook = SimpleNamespace(hooks={"cache": SimpleNamespace(_is_stateful=True)})
-    assert not attempt(model=model).rewind()
-    model[0]._diffusers_hook.hooks["cache"]._is_stateful = False
-    assert attempt(model=model).rewind()
+    hook = SimpleNamespace(_is_stateful=True)
+    model[0]._diffusers_hook = SimpleNamespace(hooks={"cache": hook})
+    assert not Stillness(model).holds()
+    hook._is_stateful = False
+    assert Stillness(model).holds()
 
 
-def test_a_class_whose_forward_a_tool_exchanged_is_not_repeated() -> None:
+def test_a_forward_that_a_tool_exchanged_is_not_trusted() -> None:
     class Patched(nn.Linear):
         pass
 
-    assert attempt(model=Patched(4, 4)).rewind()
+    model = nn.Sequential(Patched(4, 4))
+    assert Stillness(model).holds()
+    model[0].forward = lambda x: x
+    assert not Stillness(model).holds()
+    model[0].forward = types.MethodType(Patched.forward, model[0])
+    assert Stillness(model).holds(), "its class's own"
     Patched.forward = lambda self, x: x  # type: ignore[method-assign,assignment]
     Patched.__module__ = "elsewhere"
-    assert not attempt(model=Patched(4, 4)).rewind()
+    assert not Stillness(model).holds()

@@ -139,3 +139,20 @@ def test_memory_that_leaves_the_cache_counts_as_taken() -> None:
     card.step()
     now = Reading(card.free - GIB, card.pool)
     assert card.room.judge(now, 0, card.left, wants_more=True) is Verdict.SHED
+
+
+def test_room_that_had_to_be_given_up_again_is_taken_later_each_time() -> None:
+    card = Card(24 * GIB, wanted=100 * GIB)
+    card.room = Room(margin_bytes(card.total), learns=True)
+    waits = []
+    for _ in range(5):
+        card.others = 4 * GIB
+        card.step()
+        shed = card.changes
+        card.others = 0
+        waited = 0
+        while card.changes == shed:
+            card.step()
+            waited += 1
+        waits.append(waited)
+    assert waits == [GROW_AFTER * 2**i for i in range(5)]

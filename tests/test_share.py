@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 from typing import Any
 
 import pytest
@@ -16,9 +18,12 @@ TOTAL = 1000 * MIB
 
 
 class Limited:
-    """A device whose PyTorch may reserve `share` of its memory."""
+    """A device whose PyTorch may reserve `share` of its memory, in whole bytes."""
+
+    numbers = itertools.count(100)
 
     def __init__(self, share: float = 1.0, total: int | None = TOTAL) -> None:
+        self.key = ("test", next(self.numbers))
         self.share, self.total = share, total
 
     def limited_bytes(self) -> int | None:
@@ -28,7 +33,7 @@ class Limited:
         return self.share
 
     def set_limit(self, share: float) -> None:
-        self.share = share
+        self.share = int(share * TOTAL) / TOTAL
 
 
 def share_of(device: Any, cap: int | None) -> Share:
@@ -48,6 +53,49 @@ def test_pytorch_may_reserve_what_the_cap_leaves_and_then_what_it_might_before()
     assert device.share == 0.9
 
 
+def test_sessions_in_several_threads_leave_the_users_limit() -> None:
+    device = Limited(0.9)
+    first, second = share_of(device, 400 * MIB), share_of(device, 300 * MIB)
+    first.impose(0)
+    second.impose(0)
+    assert device.share == 0.3
+    first.lift()
+    assert device.share == 0.3
+    second.lift()
+    assert device.share == 0.9
+
+
+def test_a_share_that_goes_away_takes_its_limit_along() -> None:
+    device = Limited(0.9)
+    share = share_of(device, 400 * MIB)
+    share.impose(0)
+    del share
+    gc.collect()
+    assert device.share == 0.9
+
+
+def test_the_users_limit_does_not_drift() -> None:
+    device = Limited()
+    device.set_limit(0.777777777777)
+    before = device.share
+    share = share_of(device, 400 * MIB)
+    for _ in range(1000):
+        share.impose(0)
+        share.lift()
+    assert device.share == before
+
+
+def test_a_limit_that_the_user_sets_between_forwards_counts() -> None:
+    device = Limited(0.9)
+    share = share_of(device, 400 * MIB)
+    share.impose(0)
+    share.lift()
+    device.set_limit(0.5)
+    share.impose(0)
+    share.lift()
+    assert device.share == 0.5
+
+
 def test_a_lower_limit_of_the_user_stays() -> None:
     device = Limited(0.1)
     share = share_of(device, 400 * MIB)
@@ -57,7 +105,8 @@ def test_a_lower_limit_of_the_user_stays() -> None:
 
 def test_a_cap_that_others_fill_leaves_pytorch_nothing_not_less() -> None:
     device = Limited()
-    share_of(device, 400 * MIB).impose(500 * MIB)
+    share = share_of(device, 400 * MIB)
+    share.impose(500 * MIB)
     assert device.share == 0.0
 
 

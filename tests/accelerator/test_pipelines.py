@@ -6,7 +6,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import nn
 
 import blockswap
 from blockswap.errors import CapError
+from blockswap.guests import Guest
 from tests.pipelines import draw, make
 
 MIB = 2**20
@@ -130,6 +131,51 @@ def test_a_component_that_passes_the_cap_is_an_error_and_the_next_call_is_right(
 
 
 @torch.no_grad()
+def test_a_component_bounds_pytorch_only_while_it_computes(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call = make("flux", tmp_path)
+    cap = accelerator.memory_allocated() + 128 * MIB
+    seen: list[float] = []
+
+    def look(*_: object) -> None:
+        seen.append(accelerator.get_per_process_memory_fraction())
+        if len(seen) == 2:
+            raise RuntimeError("the decoder has failed")
+
+    pipe.vae.decoder.conv_in.register_forward_hook(look)
+    session = blockswap.attach(pipe, device="fake", vram=cap)
+    z = torch.randn(1, pipe.vae.config.latent_channels, 4, 4, device="fake").to(pipe.vae.dtype)
+    pipe.vae.decode(z)
+    assert seen[0] < 1.0
+    assert accelerator.get_per_process_memory_fraction() == 1.0
+    with pytest.raises(RuntimeError, match="the decoder has failed"):
+        draw(pipe, call)
+    assert accelerator.get_per_process_memory_fraction() == 1.0
+    session.detach()
+
+
+@torch.no_grad()
+def test_a_component_with_parts_named_as_its_calls_is_left_alone(accelerator: ModuleType) -> None:
+    class Coder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode = nn.Linear(8, 8)
+
+        @staticmethod
+        def decode(x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    coder = Coder()
+    before = sorted(vars(coder))
+    guest = Guest("coder", coder, torch.device("fake", 0))
+    guest.watch(SimpleNamespace(begin=lambda _: None))  # type: ignore[arg-type]
+    assert coder.decode(torch.ones(1)) == 1
+    guest.unwatch()
+    assert sorted(vars(coder)) == before
+
+
+@torch.no_grad()
 def test_a_component_that_needs_more_than_in_its_first_turn_gets_what_the_denoiser_holds(
     accelerator: ModuleType, tmp_path: Path
 ) -> None:
@@ -146,11 +192,11 @@ def test_a_component_that_needs_more_than_in_its_first_turn_gets_what_the_denois
     with blockswap.attach(pipe, device="fake", vram=cap) as session:
         for _ in range(3):
             assert np.array_equal(draw(pipe, call), expected)
-        held = session.sessions["transformer"].pool_bytes
+        held = session.sessions["transformer"].report().pool_bytes
         assert held > weights // 2, "the denoiser stays beside a small component"
         taken[0] = cap - held
         assert np.array_equal(draw(pipe, call), expected)
-        assert session.sessions["transformer"].pool_bytes == 0
+        assert session.sessions["transformer"].report().pool_bytes == 0
         report = session.report()
         assert report.guests["vae"].peak_bytes <= cap
         assert np.array_equal(draw(pipe, call), expected)
@@ -168,8 +214,6 @@ def test_moving_the_pipeline_away_leaves_it_streamed(
 
 
 def test_weights_changed_during_a_turn_are_kept(accelerator: ModuleType) -> None:
-    from blockswap.guests import Guest
-
     module = nn.BatchNorm1d(8)
     guest = Guest("bn", module, torch.empty(0, device="fake").device)
     guest.enter()
@@ -182,8 +226,6 @@ def test_weights_changed_during_a_turn_are_kept(accelerator: ModuleType) -> None
 
 
 def test_component_that_does_not_fit_stays_where_it_was(accelerator: ModuleType) -> None:
-    from blockswap.guests import Guest
-
     accelerator.set_limit(accelerator.memory_allocated() + MIB)
     module = nn.Sequential(*[nn.Linear(256, 256) for _ in range(8)])
     guest = Guest("big", module, torch.empty(0, device="fake").device)

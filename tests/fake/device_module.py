@@ -162,6 +162,13 @@ class FakeDeviceModule(ModuleType):
             for when, value in (("current", used), ("peak", peak))
         }
 
+    def memory_stats_as_nested_dict(self, device: Any = None) -> dict[str, Any]:
+        """What sessions read of CUDA's: bytes held now, and counts since the process began."""
+        used = {"all": {"current": self.memory_allocated(device)}}
+        ooms = int(self._extension.num_ooms(self._index(device)))
+        counts = {"num_alloc_retries": 0, "num_ooms": ooms}
+        return {"allocated_bytes": used, "reserved_bytes": used} | counts
+
     def reset_peak_memory_stats(self, device: Any = None) -> None:
         self._extension.reset_peak(self._index(device))
 

@@ -122,6 +122,11 @@ bool try_reserve(int device, int64_t bytes) {
   return true;
 }
 
+void count_out_of_memory(int device) {
+  std::lock_guard lock(accounts().mutex);
+  ++accounts().use[device].num_ooms;
+}
+
 bool is_failing() {
   std::lock_guard lock(accounts().mutex);
   return accounts().num_allocations++ == accounts().failing;
@@ -139,6 +144,7 @@ void* device_malloc(int device, size_t bytes) {
       callback = accounts().on_out_of_memory;
     }
     if (!callback || !callback(device, bytes)) {
+      count_out_of_memory(device);
       const MemoryUse use = memory_use(device);
       TORCH_CHECK_WITH(OutOfMemoryError, false, "fake out of memory. Tried to allocate ", bytes,
                        " bytes on device ", device, ": ", use.used_bytes, " of ",

@@ -26,6 +26,7 @@ struct MemoryUse {
   int64_t used_bytes;
   int64_t peak_bytes;
   int64_t limit_bytes;
+  int64_t num_ooms = 0;             // errors thrown
   int64_t share_bytes = INT64_MAX;  // of the limit, what PyTorch may take
 };
 MemoryUse memory_use(int device);

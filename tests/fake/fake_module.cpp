@@ -61,6 +61,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("used_bytes", [](int device) { return fake::memory_use(device).used_bytes; });
   m.def("peak_bytes", [](int device) { return fake::memory_use(device).peak_bytes; });
   m.def("limit_bytes", [](int device) { return fake::memory_use(device).limit_bytes; });
+  m.def("num_ooms", [](int device) { return fake::memory_use(device).num_ooms; });
   m.def("reset_peak", &fake::reset_peak);
   m.def("set_limit", &fake::set_limit);
   m.def("set_share", &fake::set_share);

@@ -1,0 +1,96 @@
+"""The benchmark of the pool under PyTorch: how it balances figures, compares rows, and that it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.accounts import Account, Block, blocks_in_use, bytes_inside, live_blocks
+from benchmarks.pluggable import compare, digest
+from blockswap import _C
+
+BALANCED = Account(allocated=100, reserved=200, blocks=100, tensors=60, beside=50, driver=300)
+
+
+def test_an_account_is_balanced_if_blocks_add_up_between_tensors_and_driver() -> None:
+    assert BALANCED.is_balanced
+    assert replace(BALANCED, tensors=100, driver=250).is_balanced
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"blocks": 99}, {"blocks": 101}, {"tensors": 101}, {"reserved": 99}, {"driver": 249}],
+    ids=str,
+)
+def test_an_account_with_one_figure_off_is_not_balanced(wrong: dict[str, int]) -> None:
+    assert not replace(BALANCED, **wrong).is_balanced
+
+
+def test_blocks_of_a_pool_that_are_in_use_add_up_to_what_it_has_allocated() -> None:
+    pool = _C.CachingPool(_C.make_device("cpu", 0), _C.make_host_pages(2**30))
+    kept = [pool.allocate(size) for size in (700, 3_000_000, 40_000)]
+    pool.free(pool.allocate(5_000_000))
+    blocks = blocks_in_use(pool.snapshot())
+    assert [block.address for block in blocks] == sorted(kept)
+    assert sum(block.bytes for block in blocks) == pool.stats().allocated_bytes
+    for address in kept:
+        pool.free(address)
+
+
+def test_parts_count_that_lie_in_a_block_as_a_whole() -> None:
+    blocks = [Block(100, 50), Block(150, 50), Block(1000, 10)]
+    assert bytes_inside([Block(100, 50), Block(160, 20), Block(1000, 10)], blocks) == 80
+    outside = [Block(90, 5), Block(99, 2), Block(140, 20), Block(300, 1), Block(1005, 6)]
+    assert bytes_inside(outside, blocks) == 0
+    assert bytes_inside([Block(1, 1)], []) == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there are some there")
+def test_tensors_in_host_memory_are_not_live_blocks() -> None:
+    kept = torch.zeros(3)
+    assert live_blocks() == [] and kept.numel() == 3
+
+
+def test_a_digest_is_that_of_the_bytes() -> None:
+    x = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3)
+    assert digest(x) == hashlib.sha256(x.view(torch.int16).numpy().tobytes()).hexdigest()
+    assert digest(x.T) == digest(x.T.contiguous()) != digest(x)
+    assert digest(torch.tensor([0.0])) != digest(torch.tensor([-0.0]))
+
+
+def row(allocator: str, step_ms: float, sha256: str) -> dict[str, object]:
+    return {"allocator": allocator, "status": "ok", "step_ms": step_ms, "sha256": sha256}
+
+
+def test_rows_are_set_beside_that_of_pytorchs_allocator() -> None:
+    failed = {"allocator": "pool", "status": "failed: exit status 1"}
+    rows = compare([row("torch", 100.0, "a"), row("install", 102.0, "b"), failed])
+    assert [one.get("step_ratio") for one in rows] == [1.0, 1.02, None]
+    assert [one.get("identical") for one in rows] == [True, False, None]
+
+
+def test_without_that_row_nothing_is_claimed() -> None:
+    failed = {"allocator": "torch", "status": "failed: exit status 1"}
+    rows = [failed, row("install", 102.0, "b")]
+    assert compare(rows) == rows
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="installs the pool there")
+def test_without_a_gpu_it_streams_on_pytorchs_allocator_and_says_what_it_skips(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "rows.json"
+    command = [sys.executable, "-m", "benchmarks.pluggable", "--size", "tiny", "--steps", "2"]
+    subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
+    plain, *others = json.loads(out.read_text())["rows"]
+    assert plain["status"] == "ok" and plain["streamed_bytes"] > 0
+    assert len(plain["sha256"]) == 64
+    assert [one["status"].partition(":")[0] for one in others] == ["skipped", "skipped"]
