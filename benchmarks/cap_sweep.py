@@ -125,6 +125,11 @@ def sweep(kind: str, size: str, steps: int, numbers: list[int], device: str) -> 
     dtype = torch.bfloat16 if device != "cpu" else torch.float32
     model = zoo.build(kind, size, dtype, device, 0)  # type: ignore[arg-type]
     inputs = zoo.make_inputs(kind, model, device, dtype, 1)  # type: ignore[arg-type]
+    if device != "cpu":
+        # What drawing the weights left in PyTorch's cache must not count as the model's need.
+        model.to("cpu")
+        torch.cuda.empty_cache()
+        model.to(device)
     resident = measure_resident(model, inputs, steps)
     model.to("cpu")
     ends = find_ends(model, inputs)

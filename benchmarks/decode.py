@@ -157,6 +157,8 @@ def measure(size: str, steps: int, numbers: list[int], device: str) -> Iterator[
     """Run the unswapped pipeline, then every cap; yield a row as soon as it is known."""
     pipe = build_pipeline(size, device)
     how: dict[str, Any] = {"size": size, "steps": steps, "device": device}
+    if device != "cpu":
+        torch.cuda.empty_cache()
     call(pipe, output="np", **how)
     reset_peaks()
     expected = call(pipe, output="np", **how)

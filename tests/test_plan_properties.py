@@ -18,6 +18,9 @@ def possible(request):
         return None
 
 
+pytestmark = pytest.mark.timeout(900)  # some hundred plans each: minutes on a busy machine
+
+
 @settings(max_examples=300, deadline=None)
 @given(any_request())
 def test_no_range_is_refilled_before_its_piece_ran(request_):

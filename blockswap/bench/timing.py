@@ -59,7 +59,9 @@ def timed_steps(
 
 
 def measure_resident(model: nn.Module, inputs: dict[str, Any], steps: int) -> Resident:
-    """Time the unhooked model on its device."""
+    """Time the unhooked model on its device, with nothing in PyTorch's cache at first."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     timed_steps(model, inputs, UNTIMED_STEPS)
     reset_peaks()
     times, output = timed_steps(model, inputs, steps)
