@@ -122,17 +122,17 @@ def _refuse_diffusers_hooks(model: nn.Module) -> None:
 
 def edited_in_forward(model: nn.Module, names: list[str]) -> UseError:
     """Return the error for weights that a forward changed, which names the tool if it is known."""
-    what = f"{', '.join(names[:3])} changed during a forward"
+    first = ", ".join(names[:3])
     hooks = (getattr(getattr(m, "_diffusers_hook", None), "hooks", {}) for m in model.modules())
     if any("layerwise_casting" in of_module for of_module in hooks):
         return UseError(
-            f"{what}: layerwise casting, enabled after attach, replaces the weights around"
-            " each forward and is not supported yet: load the model again without"
-            " enable_layerwise_casting"
+            f"{first} changed during a forward: layerwise casting, enabled after attach, replaces"
+            " the weights around each forward and is not supported yet: load the model again"
+            " without enable_layerwise_casting"
         )
     return UseError(
-        f"{what}; such a change would be lost: edit weights between forwards, or call"
-        " session.pause() first"
+        f"{first} changed during a forward; such a change would be lost: edit weights between"
+        " forwards, or call session.pause() first"
     )
 
 
