@@ -162,17 +162,13 @@ class Budget:
             if reserved + num_bytes > self._cap_bytes:
                 self._memory.give_back()
 
-    def look(self) -> Tally | None:
-        """Look at PyTorch's memory before a forward; what it caches beyond the cap goes back.
-
-        None: nobody needs to look.
-        """
+    def look(self) -> None:
+        """Look at PyTorch's memory before a forward; what it caches beyond the cap goes back."""
         if self._cap_bytes is None:
-            return None
+            return
         self._tally = self._memory.tally()
         if self._tally.reserved + self._memory.pool_bytes > self._cap_bytes:
             self._memory.give_back()
-        return self._tally
 
     def is_off(self, learned: Learned) -> bool:
         """Whether another plan is due before the next step, for which `look` was called."""

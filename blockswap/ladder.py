@@ -17,7 +17,7 @@ class Rung(Enum):
 
 
 @dataclass(frozen=True)
-class Held:
+class Holding:
     """What could be given up, in bytes.
 
     Attributes:
@@ -33,7 +33,7 @@ class Held:
     outside: int
 
 
-def next_rung(held: Held) -> Rung | None:
+def next_rung(held: Holding) -> Rung | None:
     """Return what to give up next; None: nothing is left."""
     if held.residents:
         return Rung.SHED
@@ -42,7 +42,7 @@ def next_rung(held: Held) -> Rung | None:
     return Rung.LAYERWISE if held.outside else None
 
 
-def tell(rung: Rung | None, held: Held, repeats: bool) -> str:
+def tell(rung: Rung | None, held: Holding, repeats: bool) -> str:
     """Return what to say of it.
 
     Args:

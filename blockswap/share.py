@@ -12,13 +12,13 @@ from blockswap.device_memory import DeviceMemory
 class Limit:
     """PyTorch's limit of one device: the smallest of what several ask for, else the user's own.
 
-    PyTorch knows one limit per device and process. Sessions in several threads set it at once.
+    PyTorch knows one limit per device and process. Sessions in several threads set it at once. It
+    lives as long as the process, and so keeps nobody's memory.
     """
 
     _of_device: ClassVar[dict[tuple[str, int], Limit]] = {}
 
-    def __init__(self, memory: DeviceMemory) -> None:
-        self._memory = memory
+    def __init__(self) -> None:
         self._lock = threading.RLock()  # a finalizer may run in the middle
         self._asked: dict[int, float] = {}  # by whom
         self._users = 1.0
@@ -27,28 +27,28 @@ class Limit:
     @classmethod
     def of(cls, memory: DeviceMemory) -> Limit:
         """Return the limit of a device."""
-        return cls._of_device.setdefault(memory.key, cls(memory))
+        return cls._of_device.setdefault(memory.key, cls())
 
-    def ask(self, who: int, share: float) -> None:
+    def ask(self, memory: DeviceMemory, who: int, share: float) -> None:
         """Let PyTorch reserve no more than this share of the device."""
         with self._lock:
-            if not self._asked and (found := self._memory.limit()) != self._echo:
+            if not self._asked and (found := memory.limit()) != self._echo:
                 self._users = found
             self._asked[who] = share
-            self._memory.set_limit(min(self._users, *self._asked.values()))
+            memory.set_limit(min(self._users, *self._asked.values()))
 
     def is_asked_by(self, who: int) -> bool:
         """Whether somebody bounds it now."""
         return who in self._asked
 
-    def release(self, who: int) -> None:
+    def release(self, memory: DeviceMemory, who: int) -> None:
         """Ask for nothing any more. Safe to call twice."""
         with self._lock:
             if self._asked.pop(who, None) is None:
                 return
-            self._memory.set_limit(min((self._users, *self._asked.values())))
+            memory.set_limit(min((self._users, *self._asked.values())))
             if not self._asked:
-                self._echo = self._memory.limit()
+                self._echo = memory.limit()
 
 
 class Share:
@@ -63,10 +63,11 @@ class Share:
     """
 
     def __init__(self, memory: DeviceMemory, cap_bytes: int | None) -> None:
+        self._memory = memory
         self._cap_bytes = cap_bytes
         self._total = memory.limited_bytes()
         self._limit = Limit.of(memory)
-        self._finalizer = weakref.finalize(self, self._limit.release, id(self))
+        weakref.finalize(self, self._limit.release, memory, id(self))
 
     def impose(self, beside_bytes: int) -> None:
         """Let PyTorch reserve what the cap leaves.
@@ -76,7 +77,7 @@ class Share:
         """
         if self._cap_bytes is not None and self._total is not None:
             left = max(0, self._cap_bytes - beside_bytes)
-            self._limit.ask(id(self), min(1.0, left / self._total))
+            self._limit.ask(self._memory, id(self), min(1.0, left / self._total))
 
     def refresh(self, beside_bytes: int) -> None:
         """Impose again, if it is imposed: others hold something else of the cap now."""
@@ -85,4 +86,4 @@ class Share:
 
     def lift(self) -> None:
         """Bound nothing any more. Safe to call twice."""
-        self._limit.release(id(self))
+        self._limit.release(self._memory, id(self))

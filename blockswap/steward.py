@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from blockswap.ladder import Held, Rung, next_rung, tell
+from blockswap.ladder import Holding, Rung, next_rung, tell
 from blockswap.learning import (
     RELEARN_AFTER,
     SETTLING_STEPS_OF_HOST,
@@ -192,10 +192,10 @@ class Steward:
             error.add_note(note)
         return repeats
 
-    def _held(self) -> Held:
+    def _held(self) -> Holding:
         plans, state = self.plans, self.state
         plan = plans.plan
-        return Held(
+        return Holding(
             residents=plan.resident_bytes if plans.is_placed else 0,
             ring=plan.ring_bytes if plans.is_placed else 0,
             smallest_ring=plans.largest_bytes,

@@ -11,22 +11,22 @@ import torch
 from torch import nn
 
 from blockswap.attempt import Attempt, Stillness
-from blockswap.ladder import Held, Rung, next_rung, tell
+from blockswap.ladder import Holding, Rung, next_rung, tell
 
 CPU = torch.device("cpu")
 MIB = 2**20
 
 
 def test_residents_go_first_then_the_ring_then_what_lies_outside_the_blocks() -> None:
-    assert next_rung(Held(MIB, 8 * MIB, MIB, MIB)) is Rung.SHED
-    assert next_rung(Held(0, 8 * MIB, MIB, MIB)) is Rung.RING
-    assert next_rung(Held(0, MIB, MIB, MIB)) is Rung.LAYERWISE
-    assert next_rung(Held(0, 0, MIB, MIB)) is Rung.LAYERWISE
-    assert next_rung(Held(0, MIB, MIB, 0)) is None
+    assert next_rung(Holding(MIB, 8 * MIB, MIB, MIB)) is Rung.SHED
+    assert next_rung(Holding(0, 8 * MIB, MIB, MIB)) is Rung.RING
+    assert next_rung(Holding(0, MIB, MIB, MIB)) is Rung.LAYERWISE
+    assert next_rung(Holding(0, 0, MIB, MIB)) is Rung.LAYERWISE
+    assert next_rung(Holding(0, MIB, MIB, 0)) is None
 
 
 def test_every_rung_says_what_it_gives_back_and_the_last_word_what_else_helps() -> None:
-    held = Held(residents=5 * MIB, ring=3 * MIB, smallest_ring=MIB, outside=7 * MIB)
+    held = Holding(residents=5 * MIB, ring=3 * MIB, smallest_ring=MIB, outside=7 * MIB)
     assert "residents (5.0 MiB)" in tell(Rung.SHED, held, repeats=True)
     assert "ring of 3.0 MiB for the smallest, of 1.0 MiB" in tell(Rung.RING, held, repeats=True)
     assert "outside the blocks (up to 7.0 MiB)" in tell(Rung.LAYERWISE, held, repeats=True)

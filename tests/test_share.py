@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import weakref
 from typing import Any
 
 import pytest
@@ -72,6 +73,17 @@ def test_a_share_that_goes_away_takes_its_limit_along() -> None:
     del share
     gc.collect()
     assert device.share == 0.9
+
+
+def test_the_limit_of_a_device_keeps_nobodys_memory() -> None:
+    device = Limited()
+    seen = weakref.ref(device)
+    share = share_of(device, 400 * MIB)
+    share.impose(0)
+    share.lift()
+    del share, device
+    gc.collect()
+    assert seen() is None
 
 
 def test_the_users_limit_does_not_drift() -> None:
