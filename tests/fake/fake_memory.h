@@ -38,7 +38,7 @@ void set_share(int device, int64_t share_bytes);
 using OutOfMemoryCallback = std::function<bool(int device, size_t bytes)>;
 void set_out_of_memory_callback(OutOfMemoryCallback callback);
 
-// Called without locks before every out-of-memory error; what it throws is thrown instead. It stays.
+// Called without locks before every out-of-memory error; what it throws is thrown instead. Stays.
 using OutOfMemoryObserver = std::function<void(int device, size_t bytes, const MemoryUse& use)>;
 void attach_out_of_memory_observer(OutOfMemoryObserver observer);
 
