@@ -2,7 +2,7 @@
 # Builds, tests and measures on a machine with a GPU, in one call. What it runs is named on the command
 # line, in this order; results go to $OUT (default: benchmarks/results).
 #
-#   benchmarks/on_gpu.sh tests                 pytest -m gpu
+#   benchmarks/on_gpu.sh tests[:"a or b"]      pytest -m gpu, all or those named
 #   benchmarks/on_gpu.sh multi                 pytest -m multi_gpu
 #   benchmarks/on_gpu.sh models:flux[:0,3]     benchmarks/models.py, all cases or those numbers
 #   benchmarks/on_gpu.sh host                   what streaming costs the host per piece
@@ -74,7 +74,10 @@ fi
 for what in "$@"; do
   say "$what"
   case $what in
-    tests) limited 260 $PYTHON -m pytest -q --maxfail=8 -m gpu tests/gpu tests/test_ops.py || failed=1 ;;
+    tests | tests:*)
+      named=${what#tests} named=${named#:}
+      limited 260 $PYTHON -m pytest -q --maxfail=8 -m gpu ${named:+-k "$named"} tests/gpu tests/test_ops.py ||
+        failed=1 ;;
     multi) limited 260 $PYTHON -m pytest -q -m multi_gpu tests || failed=1 ;;
     models:*)
       IFS=: read -r _ models cases <<<"$what"

@@ -34,14 +34,18 @@ class Attempt:
         if device.type == "cuda" and not self._is_captured:
             self._drawn_there = torch.cuda.get_rng_state(device)
 
-    def rewind(self) -> bool:
-        """Draw random numbers from where it did; False: its inputs are not what they were."""
+    def is_untouched(self) -> bool:
+        """Whether its inputs are what they were."""
         now = list(_walk(self._inputs))
         if self._is_captured or len(now) != len(self._before):
             return False
         if any(a is not b or m != n for (a, m), (b, n) in zip(self._before, now, strict=True)):
             return False
-        if any(mark is None for _, mark in now):
+        return all(mark is not None for _, mark in now)
+
+    def rewind(self) -> bool:
+        """Draw random numbers from where it did; False: its inputs are not what they were."""
+        if not self.is_untouched():
             return False
         torch.default_generator.set_state(self._drawn)
         if self._drawn_there is not None:

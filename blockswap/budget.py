@@ -119,7 +119,7 @@ class Budget:
         return Grants(None if cap is None else max(cap, self._requests.largest_bytes), others)
 
     def check(self, learned: Learned, small_bytes: int) -> None:
-        """Refuse what no plan can hold.
+        """Refuse what no plan can hold; fragments on top may fit or not, which only a step tells.
 
         Raises:
             CapError: the cap cannot hold these activations and the smallest ring.
@@ -127,10 +127,11 @@ class Budget:
         if self._cap_bytes is None:
             return
         smallest = self._requests.largest_bytes
-        needed = self._memory.tally().allocated + learned.step_reserved_bytes
+        needed = self._memory.tally().allocated + learned.step_bytes
         taken = needed + small_bytes
         if self._cap_bytes - taken < smallest:
-            enough = taken + smallest + MARGIN_BYTES
+            fragments = max(0, learned.step_reserved_bytes - learned.step_bytes)
+            enough = taken + fragments + smallest + MARGIN_BYTES
             raise CapError(
                 f"the cap is {format_bytes(self._cap_bytes)}, but activations and weights outside"
                 f" the blocks take {format_bytes(needed)} for this input, small parameters"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import ClassVar, Protocol
@@ -174,6 +175,19 @@ class DeviceMemory:
         put = getattr(self._module, "set_per_process_memory_fraction", None)
         if put is not None:
             put(share, self.device)
+
+    def on_out_of_memory(self, hear: Callable[[int, int, int, int], None]) -> None:
+        """Have PyTorch call this, for good, before it raises an error; devices may not offer it.
+
+        Args:
+            hear: called with the device's index, and in bytes what was asked for, what PyTorch may
+                reserve, and what is free.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+            torch._C._cuda_attach_out_of_memory_observer(hear)  # type: ignore[attr-defined]
+        elif attach := getattr(self._module, "attach_out_of_memory_observer", None):
+            attach(hear)
 
     def limited_bytes(self) -> int | None:
         """Return what a limit is a share of; None when it is not known."""

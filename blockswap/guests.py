@@ -47,8 +47,10 @@ class Stage(Protocol):
     def begin(self, guest: Guest) -> None:
         """Make room, and let it come."""
 
-    def computing(self, guest: Guest) -> AbstractContextManager[None]:
-        """Bound what it computes with."""
+    def computing(
+        self, guest: Guest, can_repeat: Callable[[], bool]
+    ) -> AbstractContextManager[None]:
+        """Bound what it computes with; raise where memory is out, if there would be more again."""
 
     def relieve(self, error: torch.OutOfMemoryError, can_repeat: bool) -> bool:
         """Hear that memory was out; True: there is more now, call again."""
@@ -124,8 +126,12 @@ class Guest:
             if torch.compiler.is_compiling():
                 return method(module, *args, **kwargs)
             attempt, still = Attempt((args, kwargs), self._device), Stillness(module)
+
+            def can_repeat() -> bool:
+                return still.holds() and attempt.is_untouched()
+
             try:
-                with stage.computing(self):
+                with stage.computing(self, can_repeat):
                     return method(module, *args, **kwargs)
             except torch.OutOfMemoryError as error:
                 if not stage.relieve(error, still.holds() and attempt.rewind()):

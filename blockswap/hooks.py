@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from blockswap import _C
 from blockswap.attempt import OURS, Attempt, is_foreign
 from blockswap.binding import Gate, Unit, weights_of
+from blockswap.retry import Retry
 
 logger = logging.getLogger("blockswap")
 
@@ -23,6 +24,7 @@ class Entrance(Protocol):
     """What the hooks need of a session."""
 
     gate: Gate
+    retry: Retry
 
     @property
     def token(self) -> torch.Tensor:
@@ -131,7 +133,8 @@ class _Door:
             while True:
                 session.enter(module, args, kwargs)
                 try:
-                    output = original(*args, **kwargs)
+                    with session.retry.watched(attempt):
+                        output = original(*args, **kwargs)
                 except Exception as error:
                     try:
                         session.leave(module, completed=False)

@@ -118,6 +118,11 @@ class Learned:
     disordered_steps: int = 0
     relearned: int = 0
 
+    @property
+    def fixed_bytes(self) -> int:
+        """Return what PyTorch needs in all for a step, with what it caches; 0: not known."""
+        return self.torch_peak_bytes - self.step_bytes + self.step_reserved_bytes + self.spare_bytes
+
     def is_measured_next(self, done: int) -> bool:
         """Whether the step after ``done`` ones of this stage is measured piece by piece.
 

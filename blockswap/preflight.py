@@ -152,13 +152,21 @@ def _refuse_meta(parameters: dict[str, nn.Parameter]) -> None:
 
 
 def _refuse_inference(parameters: dict[str, nn.Parameter]) -> None:
-    made = [n for n, p in parameters.items() if p.is_inference()]
+    made = [n for n, p in parameters.items() if not _counts_edits(p)]
     if made:
         raise ConfigError(
             f"{len(made)} of {len(parameters)} parameters were made under torch.inference_mode(),"
             f" the first is {made[0]!r}: PyTorch does not count edits of such tensors; make or load"
             " the model outside of it, and call it there"
         )
+
+
+def _counts_edits(parameter: nn.Parameter) -> bool:
+    """Whether PyTorch counts edits: also of one that was only moved or cast in inference mode."""
+    try:
+        return parameter._version >= 0
+    except RuntimeError:
+        return False
 
 
 def _refuse_several_devices(parameters: dict[str, nn.Parameter]) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError as _Invalid
 
 from blockswap import _C
 from blockswap.errors import CapError, ConfigError, UseError
-from blockswap.request import MARGIN_BYTES
+from blockswap.room import cap_margin_bytes, cap_that_leaves
 from blockswap.sizes import format_bytes
 from blockswap.together import name_of
 
@@ -46,7 +46,7 @@ class Profile(BaseModel):
         blocks: (name, list) of each block.
         leaves: in the order in which they run.
         fixed_bytes: what the device holds beside residents and ring: weights that never stream,
-            and the activations' peak.
+            and the peak of what PyTorch reserves for activations.
         link_bytes_per_s: of one pinned copy after the other.
     """
 
@@ -91,7 +91,7 @@ class Profile(BaseModel):
             device=_device_name(state.device),
             blocks=[(block.name, block.list) for block in steward.plans.request.blocks],
             leaves=leaves,
-            fixed_bytes=(learned.torch_peak_bytes or state.fixed.bytes) + state.small_bytes,
+            fixed_bytes=(learned.fixed_bytes or state.fixed.bytes) + state.small_bytes,
             link_bytes_per_s=steward.plans.link.speed,
             head_seconds=learned.head_seconds,
             head_host_seconds=learned.head_host_seconds,
@@ -140,12 +140,12 @@ class Profile(BaseModel):
     @property
     def smallest_cap(self) -> int:
         """Return the smallest cap: a ring of the largest leaf beside what never streams."""
-        return self.fixed_bytes + MARGIN_BYTES + max(leaf.bytes for leaf in self.leaves)
+        return cap_that_leaves(self.fixed_bytes + max(leaf.bytes for leaf in self.leaves))
 
     @property
     def largest_cap(self) -> int:
         """Return the cap at which everything stays."""
-        return self.fixed_bytes + MARGIN_BYTES + self.total_bytes
+        return cap_that_leaves(self.fixed_bytes + self.total_bytes)
 
     def plan(self, cap_bytes: int) -> tuple[_C.Plan, _C.PlanRequest]:
         """Return the plan under a cap, and what it was made for.
@@ -165,7 +165,7 @@ class Profile(BaseModel):
         request.head_seconds = self.head_seconds
         request.host_seconds = self.head_host_seconds
         request.host_seconds_per_copy = self.host_seconds_per_copy
-        request.budget_bytes = cap_bytes - self.fixed_bytes - MARGIN_BYTES
+        request.budget_bytes = cap_bytes - self.fixed_bytes - cap_margin_bytes(cap_bytes)
         request.leaves = [_C.Leaf(**leaf.model_dump()) for leaf in self.leaves]
         return _C.make_plan(request), request
 

@@ -35,6 +35,12 @@ def cap_margin_bytes(cap_bytes: int) -> int:
     return max(LEAST_CAP_MARGIN_BYTES, wanted)
 
 
+def cap_that_leaves(num_bytes: int) -> int:
+    """Return the smallest cap of which so many bytes are left beside its margin."""
+    share = -(-num_bytes // (CAP_MARGIN_SHARE - 1))
+    return num_bytes + max(LEAST_CAP_MARGIN_BYTES, min(MOST_CAP_MARGIN_BYTES, share))
+
+
 @dataclass(frozen=True)
 class Reading:
     """Who holds a device's memory, or a cap's, in bytes.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from blockswap import _C, attached
-from blockswap.attempt import Attempt, Stillness
+from blockswap.attempt import Attempt
 from blockswap.autocast import AutocastCache
 from blockswap.binding import ONE_CALLER, Gate, Unit
 from blockswap.blocks import Block, find_blocks, still_there
@@ -22,6 +22,7 @@ from blockswap.learning import shape_key
 from blockswap.model_state import ModelState
 from blockswap.preflight import edited_in_forward, refuse_grad
 from blockswap.report import Report, State, Timeline
+from blockswap.retry import Retry
 from blockswap.steward import Steward
 from blockswap.together import Cycle, members_of, name_of
 
@@ -49,9 +50,9 @@ class Session:
         self._inside = threading.Lock()
         self._autocast_cache = AutocastCache()
         self._hooks: Hooks | None = None
-        self._stillness: Stillness | None = None  # since the plan was installed
         self._state = ModelState(model, config, blocks, self.gate)
         self._steward = Steward(self._state, self._place_hooks)
+        self.retry = Retry(self._steward)
         self.gate.read_outside = weakref.WeakMethod(self.fetch_whole)
         self._start()
 
@@ -159,8 +160,7 @@ class Session:
                 if self._state.is_restructured() or not self._state.reconcile():
                     self._rebuild()
                 continues = self._go_on(module, args, kwargs)
-            if self._stillness is None and self._state.is_asynchronous:
-                self._stillness = Stillness(self.model)
+            self.retry.note()
             self.gate.owner = threading.get_ident()
             self.gate.root, self.gate.live, self.gate.running = module, -1, None
             self.gate.is_whole = self._part_of(module) is not None
@@ -197,9 +197,7 @@ class Session:
         """Give memory back after PyTorch had none in a forward; whether to run it again."""
         if self.gate.is_open or self._hooks is None:
             return False
-        still = self._stillness is not None and self._stillness.holds()
-        can_repeat = still and not self._hooks.are_foreign and attempt.rewind()
-        return self._steward.after_out_of_memory(error, can_repeat)
+        return self.retry.give(error, attempt)
 
     def abort(self) -> None:
         """Close the gate after an interruption; the next forward starts clean."""
@@ -244,7 +242,7 @@ class Session:
             raise
 
     def _place_hooks(self) -> None:
-        self._stillness = None
+        self.retry.renew(self._hooks)
         if self._hooks is not None:
             self._hooks.place(learns=self._steward.traces)
 

@@ -6,9 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Hashable
 
-import torch
-
-from blockswap.ladder import Holding, Rung, next_rung, tell
 from blockswap.learning import (
     RELEARN_AFTER,
     SETTLING_STEPS_OF_HOST,
@@ -25,6 +22,7 @@ from blockswap.learning import (
 from blockswap.model_state import ModelState
 from blockswap.plans import Plans, Totals
 from blockswap.refine import refine
+from blockswap.relief import Relief
 from blockswap.report import Report, State, Timeline
 from blockswap.step_memory import StepMemory
 from blockswap.telling import make_report, make_timeline, pageable_note
@@ -49,6 +47,7 @@ class Steward:
         runs: leaf numbers of the pieces that began to run in this step, in order.
         plans: what is installed.
         totals: what happened since attach.
+        relief: what is given up where PyTorch finds no memory.
     """
 
     def __init__(self, state: ModelState, on_install: Callable[[], None]) -> None:
@@ -66,7 +65,7 @@ class Steward:
         self._completed = False
         self._is_alone = False  # a block runs outside its model's forward
         self._memory = StepMemory(state.memory)
-        self._is_tight = False  # the ring of the first steps is the smallest
+        self.relief = Relief(self)
 
     @property
     def learned(self) -> Learned:
@@ -90,7 +89,7 @@ class Steward:
         self.notes.clear()
         state.memory.watch()
         self.plans = Plans(state, self.notes, self.totals, self._installed)
-        self.plans.budget.is_tight = self._is_tight
+        self.plans.budget.is_tight = self.relief.is_tight
         if state.is_asynchronous and (note := pageable_note(state.host)):
             self.notes.append(note)
             logger.warning(note)
@@ -140,6 +139,11 @@ class Steward:
         elif is_capped and self._steps_of_plan <= WATCHED_STEPS:
             self._memory.begin()
 
+    def learn_anew(self) -> None:
+        """Memory was out: forget the plan of the input that ran, and keep more free than before."""
+        if self._key is not None and not self._is_alone:
+            self.learned.forget_plan()
+
     def _take_in(self) -> None:
         """Go on after a step that is complete; once, even if no memory is found for its plan."""
         completed, self._completed = self._completed, False
@@ -159,59 +163,13 @@ class Steward:
         need = self._memory.end()
         if not completed or need is None:
             return
-        if self.is_ready:
-            if need.flushed:
-                self.plans.budget.note_flush(self.learned)
-            return
-        self.learned.note_peak(need.allocated, need.reserved, need.held)
         if need.found_none and OTHER_ALGORITHM not in self.notes:
             self.notes.append(OTHER_ALGORITHM)
             logger.warning(OTHER_ALGORITHM)
-
-    def after_out_of_memory(self, error: torch.OutOfMemoryError, can_repeat: bool) -> bool:
-        """PyTorch found no memory in the forward that has just failed: give up what is next.
-
-        The next step of this input streams everything, and the plan after it keeps more free.
-
-        Args:
-            error: gets a note that says so if the forward is not repeated.
-            can_repeat: whether that forward can run again to the same result.
-
-        Returns:
-            Whether to run it again.
-        """
-        self.totals.ooms += 1
-        held = self._held()
-        rung = next_rung(held)
-        if rung is not None:
-            self._give_up(rung)
-        repeats = rung is not None and can_repeat
-        note = tell(rung, held, repeats)
-        logger.warning("PyTorch is out of memory: %s", note)
-        if not repeats and hasattr(error, "add_note"):  # Python 3.11
-            error.add_note(note)
-        return repeats
-
-    def _held(self) -> Holding:
-        plans, state = self.plans, self.state
-        plan = plans.plan
-        return Holding(
-            residents=plan.resident_bytes if plans.is_placed else 0,
-            ring=plan.ring_bytes if plans.is_placed else 0,
-            smallest_ring=plans.largest_bytes,
-            # Weights from the device would go back there while the model is taken in anew.
-            outside=0 if state.streams_outside or state.is_from_device else state.fixed.bytes,
-        )
-
-    def _give_up(self, rung: Rung) -> None:
-        self.totals.rungs[rung.value] += 1
-        if self._key is not None and not self._is_alone:
-            self.learned.forget_plan()
-        self._is_tight = self._is_tight or rung is not Rung.SHED
-        self.plans.budget.is_tight = self._is_tight
-        # The model is taken in anew before the next forward.
-        self.state.streams_outside = self.state.streams_outside or rung is Rung.LAYERWISE
-        self.plans.vacate()
+        if not self.is_ready:
+            self.learned.note_peak(need.allocated, need.reserved, need.held)
+        elif need.flushed:
+            self.plans.budget.note_flush(self.learned)
 
     def _switch(self, key: Hashable) -> None:
         self.plans.link.slow_down(1.0)  # learning of the shape before may have slowed it

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 
 import torch
 
+from blockswap.alarm import armed
 from blockswap.config import ResolvedConfig
 from blockswap.device_memory import DeviceMemory
 from blockswap.guests import Guest
@@ -85,7 +86,7 @@ class Turns:
                 self._close()
 
     @contextlib.contextmanager
-    def computing(self, guest: Guest) -> Iterator[None]:
+    def computing(self, guest: Guest, can_repeat: Callable[[], bool]) -> Iterator[None]:
         """Bound what PyTorch reserves in a guest's call; calls within it change nothing."""
         self.begin(guest)
         if self._depth == 0:
@@ -97,7 +98,10 @@ class Turns:
             self._share.impose(beside)
         self._depth += 1
         try:
-            yield
+            # What is called within is not what would be called again.
+            watch = armed(self._memory, lambda: self._held() > 0 and can_repeat())
+            with watch if self._depth == 1 else contextlib.nullcontext():
+                yield
         finally:
             self._depth -= 1
             if self._depth == 0:
@@ -105,7 +109,7 @@ class Turns:
 
     def relieve(self, error: torch.OutOfMemoryError, can_repeat: bool) -> bool:
         """Memory was out in a guest's call: have the denoisers leave; whether to call again."""
-        held = sum(session._state.memory.pool_bytes for session in self._sessions)
+        held = self._held()
         if held:
             self._vacate()
             self._memory.give_back()
@@ -125,6 +129,10 @@ class Turns:
         return repeats
 
     # ---------------------------------------------------------------------------------------------
+
+    def _held(self) -> int:
+        """Return what the denoisers would give back."""
+        return sum(session._state.memory.pool_bytes for session in self._sessions)
 
     def _make_room(self, guest: Guest) -> None:
         # What it computes with is known after its first turn, which has the device to itself.

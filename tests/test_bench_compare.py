@@ -46,6 +46,15 @@ def test_against_an_engine_that_keeps_all_weights_ours_may_take_one_per_cent_mor
     assert found.holds is holds
 
 
+def test_against_an_engine_that_keeps_all_weights_the_shortest_steps_count() -> None:
+    theirs = row("mmgp", 22.0, 173.6) | {"step_ms_min": 172.0}
+    ours = row("blockswap", 22.3, 176.0) | {"step_ms_min": 171.5}
+    (found,) = compare([RESIDENT, SMALLEST, theirs, ours])
+    assert found.holds
+    (found,) = compare([RESIDENT, SMALLEST, theirs, ours | {"step_ms_min": 174.0}])
+    assert not found.holds
+
+
 def test_a_slower_row_of_ours_does_not_hold() -> None:
     (found,) = compare([RESIDENT, SMALLEST, row("diffusers-leaf", 0.61, 460.0)])
     assert not found.holds
@@ -67,7 +76,9 @@ def test_caps_are_the_peaks_of_engines_that_stream_and_neighbours_share_the_lowe
         row("accelerate-model", 22.0, 1.0),
         row("mmgp", 5.0, 1.0, status="failed: no"),
     ]
-    assert caps_to_run(peers, SMALLEST, RESIDENT) == [int(0.7 * GIB), int(1.80 * GIB)]
+    midway = (SMALLEST["peak_allocated_bytes"] + RESIDENT["peak_allocated_bytes"]) // 2
+    caps = caps_to_run(peers, SMALLEST, RESIDENT)
+    assert caps == [int(0.7 * GIB), int(1.80 * GIB), midway]
 
 
 def test_settings_are_told_in_few_words() -> None:

@@ -197,6 +197,16 @@ def test_inference_mode_and_no_grad_may_alternate() -> None:
         assert torch.equal(model(X), right(X))
 
 
+def test_weights_that_were_cast_in_inference_mode_stream() -> None:
+    pair = make_pair()
+    with torch.inference_mode():
+        model, right = (each.to(torch.bfloat16) for each in pair)
+        assert all(p.is_inference() for p in model.parameters())
+        attach(model, offload="4MiB")
+        for _ in range(9):
+            assert torch.equal(model(X.to(torch.bfloat16)), right(X.to(torch.bfloat16)))
+
+
 @pytest.mark.parametrize("offload", OFFLOADS)
 def test_autocast_gives_what_it_gives_unswapped(offload: int | str) -> None:
     model, right = make_pair()

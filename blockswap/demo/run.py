@@ -82,7 +82,7 @@ class DemoResult:
     resident_step_ms: float
     step_ms: float
     resident_peak_bytes: int | None  # torch reserved; None on a CPU
-    peak_bytes: int | None  # pool and what PyTorch has allocated
+    peak_bytes: int | None  # pool, and what PyTorch reserved
     report: Report
     timeline: Timeline | None
 
@@ -93,7 +93,7 @@ class _Run:
     latents: torch.Tensor
     step_ms: float
     seconds: float
-    denoising_bytes: int | None  # peak up to the last step: decoding the image is not in it
+    denoising_bytes: int | None  # as below, up to the last step: decoding is not in it
 
 
 def run_demo(request: DemoRequest, say: Say) -> DemoResult:
@@ -189,7 +189,7 @@ def _run(pipe: Any, model: pipelines.DemoModel, request: DemoRequest, what: str)
         def at_step_end(_: Any, index: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             marks.append(_mark(device))
             latents[:] = [tensors["latents"]]
-            denoising_bytes[:] = [_allocated_peak_bytes(device)]
+            denoising_bytes[:] = [_peak_bytes(device)]
             tick(index + 1)
             return tensors
 
@@ -259,10 +259,6 @@ def _reset_peak(device: torch.device) -> None:
 
 def _peak_bytes(device: torch.device) -> int | None:
     return None if device.type == "cpu" else torch.accelerator.max_memory_reserved(device)
-
-
-def _allocated_peak_bytes(device: torch.device) -> int | None:
-    return None if device.type == "cpu" else torch.accelerator.max_memory_allocated(device)
 
 
 def _empty_cache(device: torch.device) -> None:

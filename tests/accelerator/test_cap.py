@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import blockswap
+from blockswap.profile import Profile
 from tests.accelerator.test_elastic import Bursting, inputs, ready
 from tests.accelerator.test_sessions import STEPS, Chain
 
@@ -194,3 +195,16 @@ def test_memory_that_pytorch_could_do_without_is_told(accelerator: ModuleType, b
     asked[0] = 1
     with ready(model, vram=base + 32 * MIB) as session:
         assert not any("other last bits" in note for note in session.report().notes)
+
+
+@torch.no_grad()
+def test_a_profile_plans_with_the_bytes_that_the_session_has_under_the_same_cap(
+    accelerator: ModuleType, base: int
+) -> None:
+    model = Drawing(WIDTHS, seed=9).eval()
+    model.burst = 6 * MIB
+    with ready(model, vram=base + 30 * MIB) as session:
+        profile, granted = Profile.of(session), session._steward.learned.granted
+    _, request = profile.plan(base + 30 * MIB)
+    # Inputs and the output, which PyTorch holds while it looks.
+    assert granted.cap is not None and abs(request.budget_bytes - granted.cap) < 2**14

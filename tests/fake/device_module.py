@@ -242,6 +242,14 @@ class FakeDeviceModule(ModuleType):
         """Called with (device, bytes) when an allocation finds no room; True: freed something, try again."""
         self._extension.set_oom_callback(callback)
 
+    def attach_out_of_memory_observer(self, observer: Callable[[int, int, int, int], None]) -> None:
+        """Called with (device, bytes, allowed, free) before every out-of-memory error, for good."""
+        self._extension.attach_out_of_memory_observer(observer)
+
+    def try_workspace(self, num_bytes: int) -> bool:
+        """Whether C++ code that catches PyTorch's error found so much memory on the current device."""
+        return bool(self._extension.try_workspace(num_bytes))
+
     def set_oom_function(self, address: int) -> None:
         """The same for C++: the address of a `bool callback()`, as of a FreeMemoryCallback's Execute."""
         self._extension.set_oom_function(address)

@@ -1,5 +1,6 @@
 #include "fake_memory.h"
 
+#include "fake_poison.h"
 #include "fake_streams.h"
 
 #include <ATen/core/CachingHostAllocator.h>
@@ -8,10 +9,10 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <map>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 namespace fake {
 namespace {
@@ -19,54 +20,6 @@ namespace {
 size_t round_up(size_t bytes) {
   return (bytes + kAlignmentBytes - 1) / kAlignmentBytes * kAlignmentBytes;
 }
-
-void* allocate_poisoned(size_t bytes) {
-  void* address = std::aligned_alloc(kAlignmentBytes, bytes);
-  TORCH_CHECK(address != nullptr, "the host has no ", bytes, " bytes for the fake device");
-  std::memset(address, kPoison, bytes);
-  return address;
-}
-
-bool is_poisoned(const void* address, size_t bytes) {
-  const auto* begin = static_cast<const unsigned char*>(address);
-  return std::all_of(begin, begin + bytes, [](unsigned char byte) { return byte == kPoison; });
-}
-
-// Freed memory, still mapped: a use after free reads poison instead of killing the process.
-class Quarantine {
- public:
-  void add(void* address, size_t bytes) {
-    std::memset(address, kPoison, bytes);
-    std::lock_guard lock(mutex_);
-    blocks_.emplace_back(address, bytes);
-    bytes_ += bytes;
-    while (bytes_ > kMaxBytes) {
-      auto [oldest, oldest_bytes] = blocks_.front();
-      blocks_.pop_front();
-      bytes_ -= oldest_bytes;
-      num_written_ += !is_poisoned(oldest, oldest_bytes);
-      std::free(oldest);
-    }
-  }
-
-  int64_t num_written() {
-    std::lock_guard lock(mutex_);
-    for (auto [address, bytes] : blocks_) {
-      if (!is_poisoned(address, bytes)) {
-        ++num_written_;
-        std::memset(address, kPoison, bytes);  // so that it counts once
-      }
-    }
-    return num_written_;
-  }
-
- private:
-  static constexpr size_t kMaxBytes = size_t{64} << 20;
-  std::mutex mutex_;
-  std::deque<std::pair<void*, size_t>> blocks_;
-  size_t bytes_ = 0;
-  int64_t num_written_ = 0;
-};
 
 Quarantine& quarantine() {
   static auto* instance = new Quarantine;  // leaked: workers may free while the process exits
@@ -91,6 +44,7 @@ struct Accounts {
   std::map<uintptr_t, std::shared_ptr<Block>> blocks;  // by first address
   MemoryUse use[kNumDevices] = {{0, 0, kDefaultLimitBytes}, {0, 0, kDefaultLimitBytes}};
   OutOfMemoryCallback on_out_of_memory;
+  std::vector<OutOfMemoryObserver> observers;
   int64_t num_allocations = 0;
   int64_t failing = -1;
 };
@@ -122,9 +76,20 @@ bool try_reserve(int device, int64_t bytes) {
   return true;
 }
 
-void count_out_of_memory(int device) {
-  std::lock_guard lock(accounts().mutex);
-  ++accounts().use[device].num_ooms;
+[[noreturn]] void out_of_memory(int device, size_t bytes, const char* why) {
+  std::vector<OutOfMemoryObserver> observers;
+  {
+    std::lock_guard lock(accounts().mutex);
+    ++accounts().use[device].num_ooms;
+    observers = accounts().observers;
+  }
+  const MemoryUse use = memory_use(device);
+  for (const auto& observe : observers) {
+    observe(device, bytes, use);
+  }
+  TORCH_CHECK_WITH(OutOfMemoryError, false, "fake out of memory", why, ". Tried to allocate ",
+                   bytes, " bytes on device ", device, ": ", use.used_bytes, " of ",
+                   std::min(use.limit_bytes, use.share_bytes), " bytes are in use");
 }
 
 bool is_failing() {
@@ -133,9 +98,9 @@ bool is_failing() {
 }
 
 void* device_malloc(int device, size_t bytes) {
-  TORCH_CHECK_WITH(OutOfMemoryError, !is_failing(),
-                   "fake out of memory, as the test wants it: ", bytes, " bytes on device ",
-                   device);
+  if (is_failing()) {
+    out_of_memory(device, bytes, ", as the test wants it");
+  }
   const auto reserved_bytes = static_cast<int64_t>(bytes);
   while (!try_reserve(device, reserved_bytes)) {
     OutOfMemoryCallback callback;
@@ -144,11 +109,7 @@ void* device_malloc(int device, size_t bytes) {
       callback = accounts().on_out_of_memory;
     }
     if (!callback || !callback(device, bytes)) {
-      count_out_of_memory(device);
-      const MemoryUse use = memory_use(device);
-      TORCH_CHECK_WITH(OutOfMemoryError, false, "fake out of memory. Tried to allocate ", bytes,
-                       " bytes on device ", device, ": ", use.used_bytes, " of ",
-                       std::min(use.limit_bytes, use.share_bytes), " bytes are in use");
+      out_of_memory(device, bytes, "");
     }
   }
   auto block = std::make_shared<Block>(device, bytes);
@@ -276,6 +237,11 @@ void set_share(int device, int64_t share_bytes) {
 void set_out_of_memory_callback(OutOfMemoryCallback callback) {
   std::lock_guard lock(accounts().mutex);
   accounts().on_out_of_memory.swap(callback);
+}
+
+void attach_out_of_memory_observer(OutOfMemoryObserver observer) {
+  std::lock_guard lock(accounts().mutex);
+  accounts().observers.push_back(std::move(observer));
 }
 
 int64_t num_allocations() {

@@ -38,6 +38,10 @@ void set_share(int device, int64_t share_bytes);
 using OutOfMemoryCallback = std::function<bool(int device, size_t bytes)>;
 void set_out_of_memory_callback(OutOfMemoryCallback callback);
 
+// Called without locks before every out-of-memory error; what it throws is thrown instead. Stays.
+using OutOfMemoryObserver = std::function<void(int device, size_t bytes, const MemoryUse& use)>;
+void attach_out_of_memory_observer(OutOfMemoryObserver observer);
+
 // Allocations so far on all devices, and the number of the next one that fails whatever is free.
 int64_t num_allocations();
 void fail_allocation(int64_t number);

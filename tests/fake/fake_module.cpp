@@ -5,10 +5,12 @@
 #include "fake_memory.h"
 #include "fake_streams.h"
 
+#include <c10/util/Exception.h>
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -37,6 +39,26 @@ void set_out_of_memory_callback(const py::object& callable) {
     py::gil_scoped_acquire gil;
     return py::cast<bool>((*shared)(device, bytes));
   });
+}
+
+void attach_out_of_memory_observer(const py::object& callable) {
+  auto* owned = new py::object(callable);  // stays
+  fake::attach_out_of_memory_observer(
+      [owned](int device, size_t bytes, const fake::MemoryUse& use) {
+        py::gil_scoped_acquire gil;
+        const int64_t allowed = std::min(use.limit_bytes, use.share_bytes);
+        (*owned)(device, bytes, allowed, use.limit_bytes - use.used_bytes);
+      });
+}
+
+// As a library does that can do with less: whether there was memory.
+bool try_workspace(size_t bytes) {
+  try {
+    fake::device_allocator()->raw_deallocate(fake::device_allocator()->raw_allocate(bytes));
+    return true;
+  } catch (const c10::OutOfMemoryError&) {
+    return false;
+  }
 }
 
 // For C++ callers: the address of a `bool callback()`, told no size, as c10::FreeMemoryCallback is.
@@ -69,6 +91,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("fail_allocation", &fake::fail_allocation);
   m.def("writes_after_free", &fake::num_writes_after_free);
   m.def("set_oom_callback", &set_out_of_memory_callback);
+  m.def("attach_out_of_memory_observer", &attach_out_of_memory_observer);
+  m.def("try_workspace", &try_workspace);
   m.def("set_oom_function", &set_out_of_memory_function);
 
   m.def("set_copy_delay", [](double seconds_per_byte, double seconds_per_copy) {
