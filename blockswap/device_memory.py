@@ -177,13 +177,15 @@ class DeviceMemory:
             put(share, self.device)
 
     def on_out_of_memory(self, hear: Callable[[int, int, int, int], None]) -> None:
-        """Have PyTorch call this, for good, before it raises an error; devices may not offer it.
+        """Have PyTorch call this, for good, before it raises an error.
+
+        Not every device offers it, nor does a pool of ours that is installed in its place.
 
         Args:
             hear: called with the device's index, and in bytes what was asked for, what PyTorch may
                 reserve, and what is free.
         """
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and not memory.is_installed():
             torch.cuda.init()  # type: ignore[no-untyped-call]
             torch._C._cuda_attach_out_of_memory_observer(hear)  # type: ignore[attr-defined]
         elif attach := getattr(self._module, "attach_out_of_memory_observer", None):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 
 from blockswap.host import Host
 from blockswap.link import PROBE_BYTES, Link
@@ -25,10 +26,27 @@ class Engine:
         self.throttled.append((speed, measured))
 
     def measure_link(
-        self, _image: tuple[int, bool], _target: int, num_bytes: int, _repeats: int
+        self, _image: tuple[int, bool], _target: int, num_bytes: int, _repeats: int, _token: object
     ) -> float:
         self.probed_bytes = num_bytes
         return MEASURED
+
+
+class Pool:
+    """Gives what is asked for."""
+
+    def __init__(self) -> None:
+        self.held: set[int] = set()
+
+    def allocate(self, num_bytes: int, _token: object) -> int:
+        self.held.add(num_bytes)
+        return num_bytes
+
+    def free(self, address: int) -> None:
+        self.held.remove(address)
+
+    def give_back(self) -> int:
+        return 0
 
 
 def measured(throttle: float | None = None, room: int | None = None) -> tuple[Link, Engine]:
@@ -36,7 +54,9 @@ def measured(throttle: float | None = None, room: int | None = None) -> tuple[Li
     link = Link(cast("Any", engine), throttle)
     arena = SimpleNamespace(bytes=2**30, address=4096, is_pinned=lambda *_: True)
     host = SimpleNamespace(arena=arena)
-    link.measure(cast("Host", host), cast("Any", SimpleNamespace(reserve=lambda n: n)), room, True)
+    pool = Pool()
+    link.measure(cast("Host", host), cast("Any", pool), torch.empty(0), room, True)
+    assert not pool.held
     return link, engine
 
 

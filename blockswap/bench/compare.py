@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from blockswap.bench.rows import MIB, Row
+from blockswap.bench.rows import GIB, MIB, Row
 
 # Of the weights: an engine whose peak holds this much of them streams nothing in steady state.
 KEEPS_ALL = 0.97
 AS_FAST = 1.01  # for engines that keep all weights
+WORTH_A_ROW = GIB  # between our smallest plan and everything resident
 
 Kind = Literal["streams", "below our smallest", "keeps all"]
 
@@ -66,8 +67,8 @@ def caps_to_run(peers: Sequence[Row], smallest: Row, resident: Row) -> list[int]
     """Return the caps under which ours is to run: the other engines' peaks, each once.
 
     Peaks within 1 % of each other share the lowest of them; those below our smallest plan and
-    those of engines that keep all weights need none. One more cap lies midway, for the picture:
-    what memory between the two ends buys.
+    those of engines that keep all weights need none. Of a large model, one more cap lies midway,
+    for the picture: what memory between the two ends buys.
     """
     peaks = sorted(
         row["peak_allocated_bytes"]
@@ -78,8 +79,9 @@ def caps_to_run(peers: Sequence[Row], smallest: Row, resident: Row) -> list[int]
     for peak in peaks:
         if not caps or peak > 1.01 * caps[-1]:
             caps.append(peak)
-    midway = (_peak(smallest) + _peak(resident)) // 2
-    return [*caps, midway] if _peak(resident) else caps  # a CPU counts no peaks
+    if _peak(resident) - _peak(smallest) < WORTH_A_ROW:
+        return caps
+    return [*caps, (_peak(smallest) + _peak(resident)) // 2]
 
 
 def compare(rows: Sequence[Row]) -> list[Comparison]:
