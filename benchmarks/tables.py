@@ -1,4 +1,4 @@
-"""Draws the README's table from result files: `python -m benchmarks.tables` rewrites it."""
+"""Draws tables and the chart from result files: `python -m benchmarks.tables` rewrites them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from blockswap.bench.command import settings_text
+from blockswap.bench.compare import compare
+from blockswap.plot import plot_frontier
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "CHANGELOG.md")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+ENGINES_PAGE, CHART = "docs/engines.md", "docs/pictures/engines.png"
+ENGINES = "<!-- engines: begin -->", "<!-- engines: end -->"
 GIB = 2**30
 NAMES = {"flux": "FLUX.1 12B", "wan": "Wan2.1 14B", "qwen": "Qwen-Image 20B", "sdxl": "SDXL UNet"}
 SHOWN = {
@@ -19,9 +25,9 @@ SHOWN = {
 }
 
 
-def newest_results(results: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return the files of whole-model rows, oldest first."""
-    found = [(path.name, json.loads(path.read_text())) for path in results.glob("*-core.json")]
+def newest_results(results: Path, kind: str = "core") -> list[tuple[str, dict[str, Any]]]:
+    """Return the files of whole-model rows, or of one other kind, oldest first."""
+    found = [(path.name, json.loads(path.read_text())) for path in results.glob(f"*-{kind}.json")]
     return sorted(found, key=lambda item: (item[1]["date"], item[0]))
 
 
@@ -67,19 +73,68 @@ def make_table(results: list[tuple[str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def rewrite(page: str, table: str) -> str:
+def make_engines_table(benches: list[tuple[str, dict[str, Any]]]) -> str:
+    """Return one line per engine and setting, of each model's newest bench."""
+    lines = [
+        "| model | engine | settings | GiB | ms | ours: GiB, ms | times as fast | |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    newest = {row["model"]: (name, result) for name, result in benches for row in result["rows"]}
+    for model in (model for model in NAMES if model in newest):
+        for c in compare([row for row in newest[model][1]["rows"] if row["model"] == model]):
+            note = {
+                "streams": "",
+                "keeps all": "keeps all weights",
+                "below our smallest": f"{c.gap_mib:.0f} MiB below our smallest",
+            }[c.kind]
+            lines.append(
+                f"| {NAMES[model]} | {c.engine} | {settings_text(c.settings)}"
+                f" | {c.peak_bytes / GIB:.2f} | {c.step_ms:.0f}"
+                f" | {c.our_peak_bytes / GIB:.2f}, {c.our_step_ms:.0f} | {c.ratio:.2f}"
+                f" | {note if c.holds else f'{note} slower'.strip()} |"
+            )
+    heads = {name: result for name, result in newest.values()}
+    for name, head in sorted(heads.items()):
+        link = f"[{name}](../benchmarks/results/{name})"
+        lines += ["", f"{head['gpu']}, {head['date']}, torch {head['torch']}, bf16, eager:", link]
+    return "\n".join(lines)
+
+
+def chart_rows(
+    benches: list[tuple[str, dict[str, Any]]], results: list[tuple[str, dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Return the rows of the newest benches, and of ours between the ends of each."""
+    newest = {row["model"]: result for _, result in benches for row in result["rows"]}
+    found = [row for model in newest for row in newest[model]["rows"] if row["model"] == model]
+    ours = {}
+    for _, result in results:
+        for row in result["rows"]:
+            kept = row["settings"].get("kept")
+            if row["model"] in newest and kept and "throttle" not in row["settings"]:
+                ours[row["model"], kept] = row
+    return found + list(ours.values())
+
+
+def rewrite(page: str, table: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
     """Return the page with the table between its marks."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    begin, end = marks
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{table}\n{end}{after}"
 
 
 def main() -> None:
-    """Rewrite README.md and the CHANGELOG's Measured section."""
-    table = make_table(newest_results(ROOT / "benchmarks" / "results"))
+    """Rewrite README.md, the CHANGELOG's Measured section, and the page of engines."""
+    folder = ROOT / "benchmarks" / "results"
+    results, benches = newest_results(folder), newest_results(folder, "bench")
+    table = make_table(results)
     for name in PAGES:
         path = ROOT / name
         path.write_text(rewrite(path.read_text(), table))
+    page = ROOT / ENGINES_PAGE
+    page.write_text(rewrite(page.read_text(), make_engines_table(benches), ENGINES))
+    (ROOT / CHART).parent.mkdir(exist_ok=True)
+    plot_frontier(chart_rows(benches, results), ROOT / CHART)
 
 
 if __name__ == "__main__":

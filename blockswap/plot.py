@@ -279,16 +279,17 @@ def _draw_engine(
 
 
 def _draw_frontier(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> float:
-    """The floor, from the resident run and the link of the same process; returns the scale's top.
+    """The floor, from the resident runs and the link at its best; returns the scale's top.
 
     The scale shows the floor and us; an engine several times slower does not flatten the picture.
     """
     ours_ms = [float(row["step_ms"]) for row in rows if row["engine"] == "blockswap"]
     keys = ("resident_ms", "resident_peak_allocated_bytes", "link_gb_per_s")
-    row = next((row for row in rows if all(row.get(key) for key in keys)), None)
-    if row is None:
+    known = [row for row in rows if all(row.get(key) for key in keys)]
+    if not known:
         return 1.15 * max(float(row["step_ms"]) for row in rows)
-    resident_ms, peak_bytes, gb_per_s = (float(row[key]) for key in keys)
+    resident_ms, peak_bytes, _ = (min(float(row[key]) for row in known) for key in keys)
+    gb_per_s = max(float(row["link_gb_per_s"]) for row in known)
     full_gib, gib_per_ms = peak_bytes / 2**30, gb_per_s * 1e6 / 2**30
     knee_gib = max(0.0, full_gib - resident_ms * gib_per_ms)
     xs = [0.0, knee_gib, full_gib]

@@ -18,6 +18,13 @@ def test_the_table_is_the_one_that_the_script_draws(page: str) -> None:
     assert text == tables.rewrite(text, tables.make_table(results))
 
 
+def test_the_page_of_engines_is_the_one_that_the_script_draws() -> None:
+    text = (ROOT / tables.ENGINES_PAGE).read_text()
+    benches = tables.newest_results(ROOT / "benchmarks" / "results", "bench")
+    assert text == tables.rewrite(text, tables.make_engines_table(benches), tables.ENGINES)
+    assert (ROOT / tables.CHART).exists()
+
+
 def test_every_committed_row_is_bit_identical() -> None:
     for name, result in tables.newest_results(ROOT / "benchmarks" / "results"):
         for row in result["rows"]:
