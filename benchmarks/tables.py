@@ -93,7 +93,7 @@ def make_engines_table(benches: list[tuple[str, dict[str, Any]]]) -> str:
                 f" | {c.our_peak_bytes / GIB:.2f}, {c.our_step_ms:.0f} | {c.ratio:.2f}"
                 f" | {note if c.holds else f'{note} slower'.strip()} |"
             )
-    heads = {name: result for name, result in newest.values()}
+    heads = dict(newest.values())
     for name, head in sorted(heads.items()):
         link = f"[{name}](../benchmarks/results/{name})"
         lines += ["", f"{head['gpu']}, {head['date']}, torch {head['torch']}, bf16, eager:", link]
