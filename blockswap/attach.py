@@ -10,11 +10,12 @@ from torch import nn
 
 from blockswap.attached import session_of
 from blockswap.blocks import Block, find_blocks, list_counts
+from blockswap.components import is_pipeline
 from blockswap.config import SwapConfig
 from blockswap.device_memory import DeviceMemory
 from blockswap.errors import ConfigError, UseError
 from blockswap.pieces import Leaves, find_leaves, image_bytes
-from blockswap.pipeline import PipelineSession, attach_pipeline, is_pipeline
+from blockswap.pipeline import PipelineSession, attach_pipeline
 from blockswap.preflight import check_attachable
 from blockswap.request import Requests
 from blockswap.session import Session

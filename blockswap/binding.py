@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, ItemsView, ValuesView
 from dataclasses import dataclass, field
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any, NoReturn
 
 import torch
@@ -90,8 +90,8 @@ class Gate:
         is_ours = self.is_open and self.owner == threading.get_ident()
         return is_ours and not is_running(self.root)
 
-    def note(self, unit: Unit, reader: CodeType) -> None:
-        """Code reads a parameter of ``unit`` from its module."""
+    def note(self, unit: Unit, reader: FrameType) -> None:
+        """Somebody reads a parameter of ``unit`` from its module."""
         if not self.is_open:
             self.touched.add(unit)
             return
@@ -103,10 +103,10 @@ class Gate:
             return
         if self.learns:
             if self.running is unit:
-                unit.readers[id(reader)] = reader
+                unit.readers[id(reader.f_code)] = reader.f_code
                 if unit.is_planned:
                     return
-        elif unit.piece >= 0 and unit.piece == self.live and id(reader) in unit.readers:
+        elif unit.piece >= 0 and unit.piece == self.live and id(reader.f_code) in unit.readers:
             return
         if reads_metadata(reader):
             return

@@ -45,6 +45,7 @@ class ModelState:
         self.unit_of: dict[nn.Module, Unit] = {}
         self.units: dict[int, Unit] = {}
         self.token = torch.empty(0)
+        self.is_visitor = False  # what never streams leaves the device, too, when it is vacated
         self.small_bytes = self.weight_bytes = self.recopied = 0
 
     def take(self) -> None:
@@ -209,6 +210,8 @@ class ModelState:
         """Give the pool's memory back until `place`."""
         self.engine.stop()
         self.placement.clear()
+        if self.is_visitor:
+            self.fixed.leave()
 
     def _place(self, unit: Unit, address: int) -> None:
         unit.is_planned = True

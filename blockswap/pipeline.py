@@ -1,48 +1,27 @@
-"""Pipelines: the denoisers stream, every other component takes turns on the device."""
+"""Pipelines: what is large streams, every other component takes turns on the device."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from blockswap.components import Components
 from blockswap.config import SwapConfig
 from blockswap.device_memory import DeviceMemory
-from blockswap.errors import CapError, ConfigError, UseError
-from blockswap.guests import Guest
+from blockswap.errors import UseError
 from blockswap.history import MemoryHistory, Recorder, recording
 from blockswap.pipeline_report import PipelineReport
 from blockswap.report import State
 from blockswap.session import Session
-from blockswap.sizes import format_bytes
 from blockswap.turns import Turns
 
-DENOISERS = ("transformer", "unet", "controlnet", "prior")  # and what begins so: transformer_2
 KEY = "_blockswap_session"
 CALL_END = "maybe_free_model_hooks"  # what every diffusers pipeline calls last
-
-
-def is_pipeline(model: object) -> bool:
-    """Whether this is a diffusers pipeline: something with components that is no module."""
-    components = getattr(model, "components", None)
-    return not isinstance(model, (nn.Module, type)) and isinstance(components, dict)
-
-
-def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
-    """Return the models of a pipeline that run each step, by name; each module once."""
-    found: dict[str, nn.Module] = {}
-    for name, part in pipe.components.items():
-        if not isinstance(part, nn.Module) or not name.startswith(DENOISERS):
-            continue
-        nets = getattr(part, "nets", None)  # several ControlNets in one
-        parts = {f"{name}.nets.{i}": net for i, net in enumerate(nets)} if nets else {name: part}
-        found |= {n: p for n, p in parts.items() if all(p is not other for other in found.values())}
-    return found
 
 
 class PipelineSession:
@@ -54,24 +33,22 @@ class PipelineSession:
     Attributes:
         pipe: the pipeline.
         config: what was asked for.
-        sessions: one per denoiser, by component name.
+        sessions: one per component that streams, by name, the denoisers first.
     """
 
     def __init__(
-        self,
-        pipe: Any,
-        config: SwapConfig,
-        sessions: dict[str, Session],
-        guests: list[Guest],
+        self, pipe: Any, config: SwapConfig, sessions: dict[str, Session], parts: Components
     ) -> None:
         self.pipe = pipe
         self.config = config
         self.sessions = sessions
-        self._guests = guests
+        self._guests = parts.guests
+        self._denoisers = [sessions[name] for name in parts.denoisers]
         memory = DeviceMemory(config.target_device())
         resolved = config.resolve(memory.total_bytes())
         self._cap_bytes = resolved.vram_bytes
-        self._turns = Turns(sessions.values(), memory, resolved, self._record)
+        visitors = [sessions[name] for name in parts.visitors]
+        self._turns = Turns(self._denoisers, visitors, memory, resolved, self._record)
         self._handles: list[RemovableHandle] = []
         self._recorder: Recorder | None = None
         self._hook()
@@ -81,10 +58,10 @@ class PipelineSession:
     def state(self) -> State:
         """Return the state of the denoiser that is least far: "learning" before "ready"."""
         order: tuple[State, ...] = ("detached", "paused", "learning", "ready")
-        return min((s.state for s in self.sessions.values()), key=order.index)
+        return min((session.state for session in self._denoisers), key=order.index)
 
     def report(self) -> PipelineReport:
-        """Return what happened up to the last step of each denoiser."""
+        """Return what happened up to the last step of each component."""
         self._turns.note()
         return PipelineReport(
             {name: session.report() for name, session in self.sessions.items()},
@@ -142,7 +119,7 @@ class PipelineSession:
                 self._recorder = None
 
     def refresh(self) -> None:
-        """As `Session.refresh`, for every denoiser."""
+        """As `Session.refresh`, for all that streams."""
         for session in self.sessions.values():
             session.refresh()
 
@@ -164,12 +141,9 @@ class PipelineSession:
     def _hook(self) -> None:
         from blockswap import shim
 
-        def before(_module: nn.Module, _args: object) -> None:
-            self._turns.end()
-
         looks = shim.ShimConfig(self.config.target_device())
         for session in self.sessions.values():
-            model = session.model
+            model, before = session.model, partial(self._begin, session)
             self._handles.append(model.register_forward_pre_hook(before, prepend=True))
             shim.register(model, looks)
         for guest in self._guests:
@@ -191,6 +165,9 @@ class PipelineSession:
             shim.remove(guest.module)  # it keeps the forward that it found, which is ours
             guest.unwatch()
 
+    def _begin(self, session: Session, _module: nn.Module, _args: object) -> None:
+        self._turns.stream(session)
+
     def _end_call(self) -> None:
         self._turns.end()
         type(self.pipe).maybe_free_model_hooks(self.pipe)
@@ -210,7 +187,7 @@ def attach_pipeline(pipe: Any, config: SwapConfig, attach: Any) -> PipelineSessi
 
     Raises:
         ConfigError: nothing to stream, or as for one model.
-        CapError: another component does not fit whole under ``vram``.
+        CapError: another component does not fit under ``vram``.
         UseError: it is attached with other settings.
     """
     live = pipe.__dict__.get(KEY)
@@ -222,56 +199,13 @@ def attach_pipeline(pipe: Any, config: SwapConfig, attach: Any) -> PipelineSessi
             )
         live.resume()
         return live
-    models = denoisers_of(pipe)
-    if not models:
-        parts = [n for n, part in pipe.components.items() if isinstance(part, nn.Module)]
-        way_out = f"pass one of its models itself: {', '.join(f'pipe.{n}' for n in parts)}"
-        raise ConfigError(
-            f"{type(pipe).__name__} has no transformer, unet or controlnet to stream"
-            f" ({way_out if parts else 'it has no model at all'})"
-        )
-    device = config.target_device()
-    guests = _guests_of(pipe, set(models.values()), device)
-    caps = _shares(config, models, guests)
+    parts = Components.of(pipe, config)
     sessions: dict[str, Session] = {}
     try:
-        for name, model in models.items():
-            sessions[name] = attach(model, dataclasses.replace(config, vram=caps[name]))
-        return PipelineSession(pipe, config, sessions, guests)
+        for name, model in (parts.denoisers | parts.visitors).items():
+            sessions[name] = attach(model, parts.configs[name])
+        return PipelineSession(pipe, config, sessions, parts)
     except BaseException:
         for session in sessions.values():
             session.detach()
         raise
-
-
-def _guests_of(pipe: Any, streamed: set[nn.Module], device: torch.device) -> list[Guest]:
-    guests: list[Guest] = []
-    for name, part in pipe.components.items():
-        if not isinstance(part, nn.Module) or part in streamed or getattr(part, "nets", None):
-            continue
-        if all(part is not guest.module for guest in guests):
-            if hasattr(part, "_hf_hook"):
-                raise ConfigError(
-                    f"accelerate offloads pipe.{name}: call pipe.remove_all_hooks() first"
-                )
-            guests.append(Guest(name, part, device))
-    return guests
-
-
-def _shares(
-    config: SwapConfig, models: dict[str, nn.Module], guests: list[Guest]
-) -> dict[str, int | None]:
-    """Return each denoiser's part of the cap, in proportion to its weights."""
-    total = DeviceMemory(config.target_device()).total_bytes()
-    cap = config.resolve(total).vram_bytes
-    if cap is None:
-        return dict.fromkeys(models)
-    for guest in guests:
-        if guest.num_bytes > cap:
-            raise CapError(
-                f"pipe.{guest.name} has {format_bytes(guest.num_bytes)} of weights and computes as"
-                f" a whole, but the cap is {format_bytes(cap)}: raise vram to at least"
-                f" {guest.num_bytes} bytes, or attach pipe.{next(iter(models))} alone"
-            )
-    sizes = {n: sum(p.nbytes for p in model.parameters()) for n, model in models.items()}
-    return {name: cap * size // sum(sizes.values()) for name, size in sizes.items()}

@@ -116,6 +116,7 @@ class Steward:
         Raises:
             CapError: the cap cannot hold this shape's activations.
         """
+        self.state.fixed.come_back()
         self._take_in()
         self._is_alone = key is None
         self._completed = False

@@ -21,13 +21,14 @@ logger = logging.getLogger("blockswap")
 
 
 class Turns:
-    """At most one guest is on the device at a time.
+    """At most one guest, or one visitor, is on the device at a time.
 
-    The denoisers stay where they leave it enough room, and leave otherwise; they come back with
-    their next step. What a guest computes with is under the cap, too.
+    The denoisers stay where they leave a guest enough room, and leave otherwise; they come back
+    with their next step. What a guest computes with is under the cap, too.
 
     Args:
-        sessions: of the denoisers.
+        denoisers: their sessions, which share the cap.
+        visitors: sessions of which each has the cap for itself.
         memory: of the device.
         config: the cap, and what is left to others.
         record: called when a turn begins, with the guest's name, and with "" when it has ended.
@@ -35,12 +36,17 @@ class Turns:
 
     def __init__(
         self,
-        sessions: Collection[Session],
+        denoisers: Collection[Session],
+        visitors: Collection[Session],
         memory: DeviceMemory,
         config: ResolvedConfig,
         record: Callable[[str], None],
     ) -> None:
-        self._sessions = sessions
+        self._denoisers = denoisers
+        self._visitors = visitors
+        for session in visitors:
+            session._state.is_visitor = True
+        self._streaming: Collection[Session] = ()  # those that are on the device together
         self._memory = memory
         self._cap_bytes = config.vram_bytes
         self._reserve_bytes = config.reserve_bytes or 0
@@ -63,6 +69,20 @@ class Turns:
             raise
         guest.turns += 1
         self._present = guest
+
+    def stream(self, session: Session) -> None:
+        """A session is about to run: those that it does not share the cap with leave."""
+        self.end()
+        if session in self._streaming:
+            return
+        self._streaming = (session,) if session in self._visitors else self._denoisers
+        for other in self._sessions:
+            if other in self._streaming:
+                if other.state in ("learning", "ready"):
+                    other._state.memory.watch()
+            else:
+                other.vacate()
+                other._state.memory.unwatch()
 
     def note(self) -> None:
         """Note what the turn took so far, which is not the denoisers'."""
@@ -130,6 +150,11 @@ class Turns:
 
     # ---------------------------------------------------------------------------------------------
 
+    @property
+    def _sessions(self) -> Iterator[Session]:
+        yield from self._denoisers
+        yield from self._visitors
+
     def _held(self) -> int:
         """Return what the denoisers would give back."""
         return sum(session._state.memory.pool_bytes for session in self._sessions)
@@ -142,6 +167,9 @@ class Turns:
             self._vacate()
         if not is_known:
             self._memory.give_back()
+        for session in self._visitors:
+            session.vacate()
+        self._streaming = ()
         for session in self._sessions:
             session._state.memory.unwatch()
         self._memory.begin_span()
@@ -149,9 +177,6 @@ class Turns:
         self._record(guest.name)
 
     def _close(self) -> None:
-        for session in self._sessions:
-            if session.state in ("learning", "ready"):
-                session._state.memory.watch()
         self._record("")
 
     def _vacate(self) -> None:

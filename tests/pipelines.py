@@ -150,3 +150,21 @@ def draw(pipe: Any, call: dict[str, Any], steps: int = 4, **options: Any) -> np.
     given = {"num_inference_steps": steps, "output_type": "np"} | call | options
     drawn = pipe(generator=torch.Generator().manual_seed(1), **given)[0]
     return np.asarray(drawn.cpu() if isinstance(drawn, torch.Tensor) else drawn)
+
+
+def with_large_encoder(pipe: Any) -> None:
+    """Give a FLUX pipeline a T5 encoder of some 30 MiB."""
+    from transformers import T5Config, T5EncoderModel
+
+    width = pipe.text_encoder_2.config.d_model
+    config = T5Config(
+        d_model=width,
+        d_ff=2048,
+        num_layers=12,
+        num_heads=4,
+        d_kv=128,
+        vocab_size=pipe.text_encoder_2.config.vocab_size,
+        feed_forward_proj="gated-gelu",
+    )
+    dtype = pipe.text_encoder_2.dtype
+    pipe.text_encoder_2 = random_module(lambda: T5EncoderModel(config), dtype, CPU, 7)

@@ -12,8 +12,8 @@ import torch
 from pipelines import draw, make
 
 import blockswap
+from blockswap.components import denoisers_of
 from blockswap.errors import CapError, ConfigError, UseError
-from blockswap.pipeline import denoisers_of
 
 KINDS = ("sdxl", "flux", "wan", "sd3", "qwen")
 

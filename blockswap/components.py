@@ -1,0 +1,143 @@
+"""The components of a diffusers pipeline: what streams each step, what once, what comes whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from blockswap.blocks import find_blocks
+from blockswap.config import SwapConfig
+from blockswap.device_memory import DeviceMemory
+from blockswap.errors import CapError, ConfigError
+from blockswap.guests import Guest
+from blockswap.pieces import find_leaves
+from blockswap.sizes import format_bytes
+
+DENOISERS = ("transformer", "unet", "controlnet", "prior")  # and what begins so: transformer_2
+# Of the memory for all: a component with more weights than this streams, so that its activations
+# find room, too.
+MOST_WHOLE_SHARE = 0.75
+
+
+def is_pipeline(model: object) -> bool:
+    """Whether this is a diffusers pipeline: something with components that is no module."""
+    components = getattr(model, "components", None)
+    return not isinstance(model, (nn.Module, type)) and isinstance(components, dict)
+
+
+def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
+    """Return the models of a pipeline that run each step, by name; each module once."""
+    found: dict[str, nn.Module] = {}
+    for name, part in pipe.components.items():
+        if not isinstance(part, nn.Module) or not name.startswith(DENOISERS):
+            continue
+        nets = getattr(part, "nets", None)  # several ControlNets in one
+        parts = {f"{name}.nets.{i}": net for i, net in enumerate(nets)} if nets else {name: part}
+        found |= {n: p for n, p in parts.items() if all(p is not other for other in found.values())}
+    return found
+
+
+@dataclass(frozen=True)
+class Components:
+    """How a pipeline's components share the device.
+
+    Attributes:
+        denoisers: stream in each step, and share the cap.
+        visitors: stream, too, but run once or twice a call, each with the cap for itself.
+        guests: come whole for their turn.
+        configs: of denoisers and visitors.
+    """
+
+    denoisers: dict[str, nn.Module]
+    visitors: dict[str, nn.Module]
+    guests: list[Guest]
+    configs: dict[str, SwapConfig]
+
+    @classmethod
+    def of(cls, pipe: Any, config: SwapConfig) -> Components:
+        """Sort them.
+
+        Raises:
+            ConfigError: nothing runs each step, or accelerate offloads a component.
+            CapError: a component that cannot stream does not fit under the cap.
+        """
+        denoisers = denoisers_of(pipe)
+        if not denoisers:
+            raise ConfigError(_nothing_streams(pipe))
+        guests = _others_of(pipe, set(denoisers.values()), config.target_device())
+        memory = DeviceMemory(config.target_device())
+        cap = config.resolve(memory.total_bytes()).vram_bytes
+        room = cap if cap is not None else memory.available_bytes()
+        visitors: dict[str, nn.Module] = {}
+        for guest in list(guests):
+            if room is None or guest.num_bytes <= MOST_WHOLE_SHARE * room:
+                continue
+            if _can_stream(guest.module):
+                visitors[guest.name] = guest.module
+                guests.remove(guest)
+            elif cap is not None and guest.num_bytes > cap:
+                raise CapError(
+                    f"pipe.{guest.name} has {format_bytes(guest.num_bytes)} of weights and"
+                    f" computes as a whole, but the cap is {format_bytes(cap)}: raise vram to at"
+                    f" least {guest.num_bytes} bytes, or attach pipe.{next(iter(denoisers))} alone"
+                )
+        configs = {
+            name: dataclasses.replace(config, vram=share)
+            for name, share in _shares(cap, denoisers).items()
+        }
+        for name, module in visitors.items():
+            # What runs once gains nothing from weights that stay: they would be copied, too.
+            absent = f"{sum(p.nbytes for p in module.parameters())}B"
+            configs[name] = dataclasses.replace(
+                config,
+                vram=cap,
+                offload=absent,
+                mode="layerwise",
+                priorities=None,
+                blocks=None,
+                swap_space=None,
+            )
+        return cls(denoisers, visitors, guests, configs)
+
+
+def _nothing_streams(pipe: Any) -> str:
+    parts = [n for n, part in pipe.components.items() if isinstance(part, nn.Module)]
+    way_out = f"pass one of its models itself: {', '.join(f'pipe.{n}' for n in parts)}"
+    return (
+        f"{type(pipe).__name__} has no transformer, unet or controlnet to stream"
+        f" ({way_out if parts else 'it has no model at all'})"
+    )
+
+
+def _others_of(pipe: Any, streamed: set[nn.Module], device: torch.device) -> list[Guest]:
+    guests: list[Guest] = []
+    for name, part in pipe.components.items():
+        if not isinstance(part, nn.Module) or part in streamed or getattr(part, "nets", None):
+            continue
+        if all(part is not guest.module for guest in guests):
+            if hasattr(part, "_hf_hook"):
+                raise ConfigError(
+                    f"accelerate offloads pipe.{name}: call pipe.remove_all_hooks() first"
+                )
+            guests.append(Guest(name, part, device))
+    return guests
+
+
+def _can_stream(module: nn.Module) -> bool:
+    try:
+        leaves = find_leaves(module, find_blocks(module), include_outside=True)
+    except ConfigError:
+        return False
+    return bool(leaves.streamable)
+
+
+def _shares(cap: int | None, models: dict[str, nn.Module]) -> dict[str, int | None]:
+    """Return each denoiser's part of the cap, in proportion to its weights."""
+    if cap is None:
+        return dict.fromkeys(models)
+    sizes = {n: sum(p.nbytes for p in model.parameters()) for n, model in models.items()}
+    return {name: cap * size // sum(sizes.values()) for name, size in sizes.items()}

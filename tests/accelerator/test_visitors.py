@@ -1,0 +1,112 @@
+"""A text encoder that does not fit under the cap streams, and leaves when the denoiser runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+import blockswap
+from tests.pipelines import draw, make, with_large_encoder
+
+MIB = 2**20
+
+
+def on_fake(pipe: Any, call: dict[str, Any]) -> np.ndarray:
+    """What the unswapped pipeline draws on the fake device."""
+    pipe.to("fake")
+    expected = draw(pipe, call)
+    pipe.to("cpu")
+    return expected
+
+
+def capped(accelerator: ModuleType, folder: Path) -> tuple[Any, dict[str, Any], int]:
+    """Return a pipeline whose text encoder has more weights than the cap."""
+    pipe, call = make("flux", folder)
+    call["output_type"] = "latent"
+    with_large_encoder(pipe)
+    cap = accelerator.memory_allocated() + 20 * MIB
+    assert sum(p.nbytes for p in pipe.text_encoder_2.parameters()) > 24 * MIB
+    return pipe, call, cap
+
+
+def test_an_encoder_larger_than_the_cap_streams_and_the_cap_holds(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call, cap = capped(accelerator, tmp_path)
+    expected = on_fake(pipe, call)
+    with blockswap.attach(pipe, device="fake", vram=cap, check=True) as session:
+        assert list(session.sessions) == ["transformer", "text_encoder_2"]
+        for _ in range(8):
+            accelerator.reset_peak_memory_stats()
+            assert np.array_equal(draw(pipe, call), expected)
+            assert accelerator.max_memory_allocated() <= cap
+        assert session.state == "ready"
+        report = session.report()
+        encoder = report.parts["text_encoder_2"]
+        assert encoder.streamed_bytes > 24 * MIB
+        assert encoder.peak_device_bytes is not None and encoder.peak_device_bytes <= cap
+        assert set(report.guests) == {"text_encoder", "vae"}
+    assert {p.device.type for p in pipe.text_encoder_2.parameters()} == {"cpu"}
+    assert np.array_equal(on_fake(pipe, call), expected)
+
+
+def test_while_the_denoiser_runs_nothing_of_the_encoder_is_on_the_device(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call, cap = capped(accelerator, tmp_path)
+    seen: list[tuple[int, set[str]]] = []
+    with blockswap.attach(pipe, device="fake", vram=cap) as session:
+        encoder, denoiser = (session.sessions[n] for n in ("text_encoder_2", "transformer"))
+
+        def look(*_: object) -> None:
+            kinds = {p.device.type for p in pipe.text_encoder_2.parameters()}
+            seen.append((encoder._state.memory.pool_bytes, kinds))
+
+        pipe.transformer.transformer_blocks[0].register_forward_hook(look)
+        draw(pipe, call)
+        draw(pipe, call)
+        assert seen and all(held == (0, {"cpu"}) for held in seen)
+        assert denoiser.report().pool_bytes > 0
+
+
+def test_what_was_written_to_an_encoder_between_calls_counts(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call, cap = capped(accelerator, tmp_path)
+
+    def edit(scale: float) -> None:
+        with torch.no_grad():
+            for parameter in pipe.text_encoder_2.parameters():
+                parameter.data *= scale
+
+    before = on_fake(pipe, call)
+    edit(1.5)
+    expected = on_fake(pipe, call)
+    edit(1 / 1.5)
+    assert not np.array_equal(expected, before)
+    pipe.text_encoder_2.load_state_dict(state := pipe.text_encoder_2.state_dict())
+    assert state
+    with blockswap.attach(pipe, device="fake", vram=cap, check=True):
+        unedited = draw(pipe, call)
+        edit(1.5)
+        first = draw(pipe, call)
+        assert not np.array_equal(first, unedited)
+        assert np.array_equal(draw(pipe, call), first)
+    assert np.array_equal(on_fake(pipe, call), first)
+
+
+def test_a_pipeline_pauses_and_resumes_with_its_encoder(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call, cap = capped(accelerator, tmp_path)
+    expected = on_fake(pipe, call)
+    with blockswap.attach(pipe, device="fake", vram=cap) as session:
+        draw(pipe, call)
+        session.pause()
+        assert np.array_equal(on_fake(pipe, call), expected)
+        session.resume()
+        assert np.array_equal(draw(pipe, call), expected)
