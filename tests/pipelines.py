@@ -152,15 +152,15 @@ def draw(pipe: Any, call: dict[str, Any], steps: int = 4, **options: Any) -> np.
     return np.asarray(drawn.cpu() if isinstance(drawn, torch.Tensor) else drawn)
 
 
-def with_large_encoder(pipe: Any) -> None:
-    """Give a FLUX pipeline a T5 encoder of some 30 MiB."""
+def with_large_encoder(pipe: Any, blocks: int = 12) -> None:
+    """Give a FLUX pipeline a T5 encoder with blocks of some 2 MiB each."""
     from transformers import T5Config, T5EncoderModel
 
     width = pipe.text_encoder_2.config.d_model
     config = T5Config(
         d_model=width,
         d_ff=2048,
-        num_layers=12,
+        num_layers=blocks,
         num_heads=4,
         d_kv=128,
         vocab_size=pipe.text_encoder_2.config.vocab_size,
