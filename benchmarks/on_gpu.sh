@@ -16,6 +16,7 @@
 #   benchmarks/on_gpu.sh packages              sdist, wheel, and a model streamed from the wheel
 #   benchmarks/on_gpu.sh demo                  make demo
 #   benchmarks/on_gpu.sh pipeline:flux         a full-size pipeline, unswapped and streamed: the same picture
+#   benchmarks/on_gpu.sh pipelines:sdxl,flux   whole calls under one cap against the least they can take
 #   benchmarks/on_gpu.sh caps:flux[:0,12]      a model under twelve caps and the smallest, or those numbers
 #   benchmarks/on_gpu.sh decode[:0,5]          SDXL with VAE decode under twelve caps
 #   benchmarks/on_gpu.sh contention            what a busy link costs the host
@@ -106,6 +107,9 @@ for what in "$@"; do
       cp "$demo/report.json" "$OUT/$stamp-${what#pipeline:}-pipeline.json"
       cp "$demo/timeline.png" "$OUT/${what#pipeline:}-timeline.png"
       rm -rf "$demo" ;;
+    pipelines:*)
+      limited "${PIPELINES_S:-400}" $PYTHON -m benchmarks.pipelines --models "${what#pipelines:}" \
+        --out "$OUT/$stamp-$(tr , _ <<<"${what#pipelines:}")-pipelines.json" || failed=1 ;;
     caps:*)
       IFS=: read -r _ model numbers <<<"$what"
       limited "${CAPS_S:-500}" $PYTHON -m benchmarks.cap_sweep --model "$model" --numbers "${numbers:-}" \
