@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from types import FrameType
 from typing import Any, overload
 
@@ -97,11 +98,14 @@ def attach(
     return _attach_model(model, config)
 
 
-def _attach_model(model: Any, config: SwapConfig) -> Session:
-    return _attach_models([model], config)
+def _attach_model(model: Any, config: SwapConfig, leaving: Collection[nn.Module] = ()) -> Session:
+    """Attach one model; ``leaving``: others that may be on the device now, and then are not."""
+    return _attach_models([model], config, leaving)
 
 
-def _attach_models(models: list[Any], config: SwapConfig) -> Session:
+def _attach_models(
+    models: list[Any], config: SwapConfig, leaving: Collection[nn.Module] = ()
+) -> Session:
     if len(models) > 1 and any(is_pipeline(model) for model in models):
         raise ConfigError("a pipeline is attached alone: its denoisers share nothing with others")
     live = [session_of(model) if isinstance(model, nn.Module) else None for model in models]
@@ -113,7 +117,7 @@ def _attach_models(models: list[Any], config: SwapConfig) -> Session:
     _refuse_nested(models)
     whole = models[0] if len(models) == 1 else Together(models)
     blocks = find_blocks(whole, config.blocks)
-    _refuse_impossible(whole, blocks, config)
+    _refuse_impossible(whole, blocks, config, leaving)
     return Session(whole, config, blocks)
 
 
@@ -146,7 +150,9 @@ def _same(models: list[Any], sessions: list[Session | None], config: SwapConfig)
     return live
 
 
-def _refuse_impossible(model: nn.Module, blocks: list[Block], config: SwapConfig) -> None:
+def _refuse_impossible(
+    model: nn.Module, blocks: list[Block], config: SwapConfig, leaving: Collection[nn.Module]
+) -> None:
     """Refuse before anything is changed what no plan can do."""
     device = config.target_device()
     memory = DeviceMemory(device)
@@ -165,7 +171,8 @@ def _refuse_impossible(model: nn.Module, blocks: list[Block], config: SwapConfig
     if resolved.vram_bytes is not None:
         # The CPU keeps no statistics: there is nothing to take off.
         tracked = device.type != "cpu"
-        on_device = sum(p.nbytes for p in model.parameters() if p.device == device and tracked)
+        parts = {p for part in (model, *leaving) for p in part.parameters()}
+        on_device = sum(p.nbytes for p in parts if p.device == device and tracked)
         fixed = memory.allocated_bytes() - on_device + _fixed_bytes(model, leaves)
         requests.check_smallest(
             resolved.vram_bytes, fixed, image_bytes([p for _, _, p in leaves.small])

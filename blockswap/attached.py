@@ -21,16 +21,26 @@ _paused: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Session]] = weakref.We
 def mark(model: nn.Module, session: Session) -> None:
     """Note on a model that a session streams it; it cannot be copied or pickled meanwhile."""
     model.__dict__[KEY] = session
-    model.__dict__["__reduce_ex__"] = _refuse_copy
+    refuse_copies(model)
 
 
 def unmark(model: nn.Module, session: Session, paused: bool) -> None:
     """Take a session's own mark off; a paused session is found again by its model."""
     if model.__dict__.get(KEY) is session:
         del model.__dict__[KEY]
-        model.__dict__.pop("__reduce_ex__", None)
+        allow_copies(model)
     if paused:
         _paused[model] = weakref.ref(session)
+
+
+def refuse_copies(module: nn.Module) -> None:
+    """Refuse to copy or pickle a module whose calls go through functions of ours."""
+    module.__dict__["__reduce_ex__"] = _refuse_copy
+
+
+def allow_copies(module: nn.Module) -> None:
+    """Allow it again."""
+    module.__dict__.pop("__reduce_ex__", None)
 
 
 def session_of(model: nn.Module) -> Session | None:

@@ -86,14 +86,16 @@ class Stillness:
                 if isinstance(value, (list, dict, set)):
                     items = value.items() if isinstance(value, dict) else value
                     kept.append((id(module), name, *map(_identity, items)))
-                elif isinstance(value, PLAIN):
-                    kept.append((id(module), name, value))
+                elif isinstance(value, (PLAIN, torch.Tensor)):
+                    kept.append((id(module), name, _identity(value)))
         return kept
 
 
 def _identity(item: object) -> object:
     if isinstance(item, tuple):
         return tuple(map(_identity, item))
+    if isinstance(item, torch.Tensor) and not item.is_inference():
+        return id(item), item._version
     return item if isinstance(item, PLAIN) else id(item)
 
 

@@ -108,7 +108,8 @@ class Gate:
                     return
         elif unit.piece >= 0 and unit.piece == self.live and id(reader.f_code) in unit.readers:
             return
-        if reads_metadata(reader):
+        # Without an address on the device it lies on the host, and says so if it is asked.
+        if unit.is_planned and reads_metadata(reader):
             return
         fetch = self.read_outside() if self.read_outside is not None else None
         if fetch is not None:

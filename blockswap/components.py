@@ -13,7 +13,7 @@ from blockswap.blocks import find_blocks
 from blockswap.config import SwapConfig
 from blockswap.device_memory import DeviceMemory
 from blockswap.errors import CapError, ConfigError
-from blockswap.guests import Guest
+from blockswap.guests import CALLS, Guest
 from blockswap.pieces import find_leaves
 from blockswap.sizes import format_bytes
 
@@ -74,7 +74,7 @@ class Components:
         room = cap if cap is not None else memory.available_bytes()
         visitors: dict[str, nn.Module] = {}
         for guest in list(guests):
-            if room is None or guest.num_bytes <= MOST_WHOLE_SHARE * room:
+            if room is None or guest.weight_bytes <= MOST_WHOLE_SHARE * room:
                 continue
             if _can_stream(guest.module):
                 visitors[guest.name] = guest.module
@@ -128,6 +128,9 @@ def _others_of(pipe: Any, streamed: set[nn.Module], device: torch.device) -> lis
 
 
 def _can_stream(module: nn.Module) -> bool:
+    """Whether it has blocks, and is called as a module: a VAE's `decode` passes its forward by."""
+    if any(hasattr(type(module), name) for name in CALLS if name != "forward"):
+        return False
     try:
         leaves = find_leaves(module, find_blocks(module), include_outside=True)
     except ConfigError:

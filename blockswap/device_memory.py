@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -187,7 +188,9 @@ class DeviceMemory:
         """
         if self.device.type == "cuda" and not memory.is_installed():
             torch.cuda.init()  # type: ignore[no-untyped-call]
-            torch._C._cuda_attach_out_of_memory_observer(hear)  # type: ignore[attr-defined]
+            # cudaMallocAsync and other tools' allocators refuse.
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_attach_out_of_memory_observer(hear)  # type: ignore[attr-defined]
         elif attach := getattr(self._module, "attach_out_of_memory_observer", None):
             attach(hear)
 

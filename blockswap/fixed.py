@@ -2,30 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
 from blockswap import _C
-
-
-@dataclass(frozen=True)
-class _Home:
-    """Where a parameter stays in host memory while it is on the device.
-
-    Attributes:
-        values: there.
-        version, address: of the parameter when it was copied.
-    """
-
-    values: torch.Tensor
-    version: int
-    address: int
-
-    def holds(self, parameter: nn.Parameter) -> bool:
-        """Whether the parameter has not changed since."""
-        return parameter._version == self.version and parameter.data_ptr() == self.address
 
 
 class FixedTensors:
@@ -41,7 +21,7 @@ class FixedTensors:
         self._device = device
         self._parameters: list[tuple[nn.Parameter, torch.device]] = []
         self._buffers: list[tuple[nn.Module, str, torch.device]] = []
-        self._homes: dict[nn.Parameter, _Home] = {}
+        self._homes: dict[nn.Parameter, torch.Tensor] = {}  # host memory to go back to
         self.are_away = False
         for parameter in model.parameters():
             if parameter not in managed:
@@ -71,27 +51,33 @@ class FixedTensors:
         """Bring them back to where each one came from."""
         self._homes.clear()
         self._move(None)
+        self.are_away = False
 
     def leave(self) -> None:
-        """Go to host memory until `come_back`; what was written on the device is kept."""
-        for parameter, home in self._homes.items():
-            if home.holds(parameter):
-                _C.set_data(parameter, home.values)
-        self._homes.clear()
-        self._move(torch.device("cpu"))
+        """Go to host memory until `come_back`.
+
+        Values are copied back, for nothing tells whether ``p.data`` was written.
+        """
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for parameter, home in self._homes.items():
+                if parameter.shape == home.shape and parameter.dtype == home.dtype:
+                    home.copy_(parameter)
+                    _C.set_data(parameter, home)
+            self._homes.clear()
+            self._move(torch.device("cpu"))
         self.are_away = True
 
     def come_back(self) -> None:
         """Be on the device again after `leave`; on failure everything is in host memory."""
         if not self.are_away:
             return
-        before = {parameter: parameter.detach() for parameter, _ in self._parameters}
-        try:
-            self._move(self._device)
-        except BaseException:
-            self._move(torch.device("cpu"))
-            raise
-        self._homes = {p: _Home(v, p._version, p.data_ptr()) for p, v in before.items()}
+        with torch.inference_mode(mode=False), torch.no_grad():
+            self._homes = {parameter: parameter.detach() for parameter, _ in self._parameters}
+            try:
+                self._move(self._device)
+            except BaseException:
+                self._move(torch.device("cpu"))
+                raise
         self.are_away = False
 
     def _move(self, device: torch.device | None) -> None:

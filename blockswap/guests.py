@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from blockswap import _C
+from blockswap.attached import allow_copies, refuse_copies
 from blockswap.attempt import OURS, Attempt, Stillness
 from blockswap.sizes import format_bytes
 
@@ -86,10 +87,14 @@ class Guest:
         """Return the bytes that are not on the device yet."""
         return sum(t.nbytes for t in self._tensors() if t.device != self._device)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Return the bytes of its parameters and buffers."""
+        return sum(t.nbytes for t in self._tensors())
+
     def report(self) -> GuestReport:
         """Return what its turns took."""
-        weight_bytes = sum(t.nbytes for t in self._tensors())
-        return GuestReport(weight_bytes, self.turns, self.peak_bytes or None)
+        return GuestReport(self.weight_bytes, self.turns, self.peak_bytes or None)
 
     def watch(self, stage: Stage) -> None:
         """Tell the stage before the component, or any part of it, computes.
@@ -101,6 +106,7 @@ class Guest:
         def before(_module: nn.Module, _args: object) -> None:
             stage.begin(self)
 
+        refuse_copies(self.module)
         try:
             for module in self.module.modules():
                 owns = next(module.parameters(recurse=False), None) is not None
@@ -143,6 +149,7 @@ class Guest:
 
     def unwatch(self) -> None:
         """Take the hooks off."""
+        allow_copies(self.module)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from blockswap.attached import session_of
+from blockswap.binding import weights_of
 from blockswap.components import Components
 from blockswap.config import SwapConfig
 from blockswap.device_memory import DeviceMemory
@@ -74,6 +76,7 @@ class PipelineSession:
         Raises:
             UseError: a forward runs.
         """
+        self._refuse_running()
         self._unhook()
         for session in self.sessions.values():
             session.pause()
@@ -97,6 +100,7 @@ class PipelineSession:
         Raises:
             UseError: a forward runs.
         """
+        self._refuse_running()
         self._unhook()
         for session in self.sessions.values():
             session.detach()
@@ -138,14 +142,27 @@ class PipelineSession:
 
     # ---------------------------------------------------------------------------------------------
 
+    def _refuse_running(self) -> None:
+        for session in self.sessions.values():
+            session.refuse_running()
+
     def _hook(self) -> None:
+        try:
+            self._put_hooks()
+        except BaseException:
+            self._unhook()
+            raise
+        self._turns.start()
+
+    def _put_hooks(self) -> None:
         from blockswap import shim
 
         looks = shim.ShimConfig(self.config.target_device())
         for session in self.sessions.values():
-            model, before = session.model, partial(self._begin, session)
-            self._handles.append(model.register_forward_pre_hook(before, prepend=True))
-            shim.register(model, looks)
+            before = partial(self._begin, session)
+            for module in self._entrances(session):
+                self._handles.append(module.register_forward_pre_hook(before, prepend=True))
+            shim.register(session.model, looks)
         for guest in self._guests:
             guest.watch(self._turns)
             shim.register(guest.module, looks)
@@ -164,6 +181,14 @@ class PipelineSession:
         for guest in self._guests:
             shim.remove(guest.module)  # it keeps the forward that it found, which is ours
             guest.unwatch()
+
+    def _entrances(self, session: Session) -> Iterator[nn.Module]:
+        """Yield where a component may be entered: parts of text encoders are called alone, too."""
+        yield session.model
+        if session not in self._denoisers:
+            for module in session.model.modules():
+                if module is not session.model and weights_of(module):
+                    yield module
 
     def _begin(self, session: Session, _module: nn.Module, _args: object) -> None:
         self._turns.stream(session)
@@ -201,11 +226,19 @@ def attach_pipeline(pipe: Any, config: SwapConfig, attach: Any) -> PipelineSessi
         return live
     parts = Components.of(pipe, config)
     sessions: dict[str, Session] = {}
+    models = parts.visitors | parts.denoisers
+    others = {name for name, model in models.items() if session_of(model) is not None}
     try:
-        for name, model in (parts.denoisers | parts.visitors).items():
-            sessions[name] = attach(model, parts.configs[name])
-        return PipelineSession(pipe, config, sessions, parts)
+        for name, model in models.items():
+            leaving = [models[n] for n in models if n not in sessions]
+            sessions[name] = attach(model, parts.configs[name], leaving)
+            if name in parts.visitors:  # it has the device for itself, and leaves it to others
+                sessions[name]._state.is_visitor = True
+                sessions[name].vacate()
+        ordered = {name: sessions[name] for name in parts.denoisers | parts.visitors}
+        return PipelineSession(pipe, config, ordered, parts)
     except BaseException:
-        for session in sessions.values():
-            session.detach()
+        for name, session in sessions.items():
+            if name not in others:
+                session.detach()
         raise

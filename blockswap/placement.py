@@ -42,6 +42,7 @@ class Placement:
         self._host = host
         self._token = token
         self._residents: dict[int, int] = {}  # leaf: address
+        self._filled: set[int] = set()  # those whose images were sent there
         self.ring = 0
 
     def __contains__(self, leaf: int) -> bool:
@@ -60,12 +61,13 @@ class Placement:
             ring_bytes: how long the ring is to be.
 
         Returns:
-            The residents that are new; they need `copy`.
+            The residents that are new; they need `copy`. Until it has returned for one of them, the
+            next change counts it as new again.
 
         Raises:
             DeviceError: no memory. Residents that were there stay, no new one does, nor the ring.
         """
-        self._free(staying=set(residents))
+        self._free(staying=self._filled.intersection(residents))
         missing = [leaf for leaf in residents if leaf not in self._residents]
         needed = ring_bytes + sum(self._host.image_bytes[leaf] for leaf in missing)
         free = self._memory.free_bytes()
@@ -80,7 +82,7 @@ class Placement:
                 self._residents[leaf] = self._pool.allocate(size, self._token)
                 new.append(leaf)
         except BaseException:
-            self._free(staying=set(self._residents).difference(new))
+            self._free(staying=set(self._filled))
             raise
         return new
 
@@ -92,14 +94,23 @@ class Placement:
         """Bring a resident's image to the device before the next step."""
         size = self._host.image_bytes[leaf]
         self._engine.copy_fixed(self.address(leaf), self._host.image(leaf), size, self._token)
+        self._filled.add(leaf)
 
     def _free(self, staying: set[int]) -> None:
         self._memory.begin_span()
+        if len(self._filled) < len(self._residents):
+            self._wait()
         if self.ring:
             self._pool.free(self.ring)
             self.ring = 0
         for leaf in [leaf for leaf in self._residents if leaf not in staying]:
+            self._filled.discard(leaf)
             self._pool.free(self._residents.pop(leaf))
         self._pool.give_back()
         if staying and not self._memory.counts_pool and self._pool.unused_bytes > MOST_UNUSED_BYTES:
             self._free(staying=set())  # too much lies between those that would stay
+
+    def _wait(self) -> None:
+        """Wait for what ran on the device when a change was broken off: it may use blocks yet."""
+        if self._token.device.type != "cpu":
+            torch.get_device_module(self._token.device).synchronize(self._token.device)

@@ -256,6 +256,10 @@ class Session:
         finally:
             self._inside.release()
 
+    def refuse_running(self) -> None:
+        """Raise UseError if a forward runs."""
+        self._between_forwards(lambda: None)
+
     def _stop(self, detach: bool) -> None:
         self._between_forwards(lambda: self._let_go(detach))
 

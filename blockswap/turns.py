@@ -44,8 +44,6 @@ class Turns:
     ) -> None:
         self._denoisers = denoisers
         self._visitors = visitors
-        for session in visitors:
-            session._state.is_visitor = True
         self._streaming: Collection[Session] = ()  # those that are on the device together
         self._memory = memory
         self._cap_bytes = config.vram_bytes
@@ -72,17 +70,26 @@ class Turns:
 
     def stream(self, session: Session) -> None:
         """A session is about to run: those that it does not share the cap with leave."""
-        self.end()
         if session in self._streaming:
-            return
-        self._streaming = (session,) if session in self._visitors else self._denoisers
+            return  # also inside its own forward
+        self.end()
+        group = (session,) if session in self._visitors else self._denoisers
+        self._streaming = ()  # until all have left
         for other in self._sessions:
-            if other in self._streaming:
+            if other in group:
                 if other.state in ("learning", "ready"):
                     other._state.memory.watch()
             else:
                 other.vacate()
                 other._state.memory.unwatch()
+        session._state.fixed.come_back()
+        self._streaming = group
+
+    def start(self) -> None:
+        """Nobody computes yet: visitors have left."""
+        self._streaming = ()
+        for session in self._visitors:
+            session.vacate()
 
     def note(self) -> None:
         """Note what the turn took so far, which is not the denoisers'."""
@@ -109,22 +116,23 @@ class Turns:
     def computing(self, guest: Guest, can_repeat: Callable[[], bool]) -> Iterator[None]:
         """Bound what PyTorch reserves in a guest's call; calls within it change nothing."""
         self.begin(guest)
-        if self._depth == 0:
-            beside = self._beside_bytes()
-            if self._cap_bytes is not None and (
-                self._memory.tally().reserved + beside > self._cap_bytes
-            ):
-                self._memory.give_back()
-            self._share.impose(beside)
+        is_outermost = self._depth == 0
         self._depth += 1
         try:
+            if is_outermost:
+                beside = self._beside_bytes()
+                if self._cap_bytes is not None and (
+                    self._memory.tally().reserved + beside > self._cap_bytes
+                ):
+                    self._memory.give_back()
+                self._share.impose(beside)
             # What is called within is not what would be called again.
             watch = armed(self._memory, lambda: self._held() > 0 and can_repeat())
-            with watch if self._depth == 1 else contextlib.nullcontext():
+            with watch if is_outermost else contextlib.nullcontext():
                 yield
         finally:
             self._depth -= 1
-            if self._depth == 0:
+            if is_outermost:
                 self._share.lift()
 
     def relieve(self, error: torch.OutOfMemoryError, can_repeat: bool) -> bool:

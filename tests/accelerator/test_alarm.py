@@ -84,3 +84,27 @@ def test_what_is_swallowed_outside_of_our_forwards_is_not_ours(accelerator: Modu
     with ready(model):
         assert not accelerator.try_workspace(TOTAL + MIB)
         assert accelerator.try_workspace(MIB)
+
+
+class Counting(Convolved):
+    """Keeps a tensor from call to call that is no buffer."""
+
+    def __init__(self, inner: nn.Module, accelerator: ModuleType, wanted: int) -> None:
+        super().__init__(inner, accelerator, wanted)
+        self.calls = torch.zeros(())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls = self.calls + 1
+        return super().forward(x)
+
+
+@torch.no_grad()
+def test_a_model_that_counts_its_calls_in_a_tensor_is_not_run_again(
+    accelerator: ModuleType,
+) -> None:
+    model = Counting(Drawing(WIDTHS, seed=8), accelerator, 0).eval()
+    with ready(model) as session:
+        before = int(model.calls)
+        model.workspace.bytes = TOTAL - session.report().pool_bytes + MIB
+        model(inputs().to("fake"))
+        assert int(model.calls) == before + 1

@@ -76,7 +76,7 @@ def test_report_tells_the_turns_and_peaks_of_what_computes_whole(
     pipe, call = make("flux", tmp_path)
     weights = sum(p.nbytes for p in pipe.transformer.parameters())
     cap = accelerator.memory_allocated() + weights // 2 + 64 * MIB
-    pipe.text_encoder.heavy = nn.Parameter(torch.empty(cap * 3 // 4 // 4), requires_grad=False)
+    pipe.text_encoder.heavy = nn.Parameter(torch.empty(cap * 2 // 3 // 4), requires_grad=False)
 
     def take_much(*_: object) -> None:
         torch.empty(cap - 16 * MIB, dtype=torch.uint8, device="fake")
@@ -96,7 +96,7 @@ def test_report_tells_the_turns_and_peaks_of_what_computes_whole(
         assert json.loads(report.to_json())["vae"]["turns"] == 2
         # What the others took is not the denoiser's peak.
         peak = report.parts["transformer"].peak_allocated_bytes
-        assert peak < cap * 3 // 4
+        assert peak < cap * 2 // 3
         z = torch.randn(1, pipe.vae.config.latent_channels, 4, 4, device="fake")
         with torch.no_grad():
             pipe.vae.decode(z.to(pipe.vae.dtype))  # its turn goes on until somebody else's begins
@@ -236,8 +236,7 @@ def test_component_that_does_not_fit_stays_where_it_was(accelerator: ModuleType)
 
 def test_component_above_the_cap_is_refused(accelerator: ModuleType, tmp_path: Path) -> None:
     pipe, _ = make("flux", tmp_path)
-    pipe.text_encoder_2.to(torch.float64)
-    with pytest.raises(CapError, match=r"pipe\..* computes as a whole, but the cap is"):
+    with pytest.raises(CapError, match=r"pipe\.vae has .* computes as a whole, but the cap is"):
         blockswap.attach(pipe, device="fake", vram="200KiB")
 
 

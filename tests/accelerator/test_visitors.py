@@ -110,3 +110,64 @@ def test_a_pipeline_pauses_and_resumes_with_its_encoder(
         assert np.array_equal(on_fake(pipe, call), expected)
         session.resume()
         assert np.array_equal(draw(pipe, call), expected)
+
+
+@torch.no_grad()
+def test_a_part_of_an_encoder_may_be_called_alone_and_the_denoiser_leaves_for_it(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call, cap = capped(accelerator, tmp_path)
+    ids = torch.ones(1, 8, dtype=torch.long, device="fake")
+    expected = pipe.text_encoder_2.to("fake").encoder(input_ids=ids)[0].cpu()
+    pipe.to("cpu")
+    with blockswap.attach(pipe, device="fake", vram=cap, check=True) as session:
+        for _ in range(3):
+            draw(pipe, call)
+            assert torch.equal(pipe.text_encoder_2.encoder(input_ids=ids)[0].cpu(), expected)
+            assert session.sessions["transformer"]._state.memory.pool_bytes == 0
+
+
+def test_an_encoder_has_left_after_attaching_and_after_resuming(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call, cap = capped(accelerator, tmp_path)
+    with blockswap.attach(pipe, device="fake", vram=cap) as session:
+        encoder = session.sessions["text_encoder_2"]
+        for _ in range(2):
+            assert encoder._state.memory.pool_bytes == 0
+            assert {p.device.type for p in pipe.text_encoder_2.parameters()} == {"cpu"}
+            draw(pipe, call)
+            session.pause()
+            session.resume()
+
+
+@torch.inference_mode()
+def test_inference_mode_leaves_ordinary_weights_and_edits_in_a_turn_are_kept(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    with torch.inference_mode(mode=False):
+        pipe, call, cap = capped(accelerator, tmp_path)
+        shared = pipe.text_encoder_2.shared.weight
+        before = shared.detach().clone()
+    with blockswap.attach(pipe, device="fake", vram=cap):
+        pipe.text_encoder_2(torch.ones(1, 8, dtype=torch.long, device="fake"))
+        assert shared.device.type == "fake"
+        shared.data *= 1.5
+        draw(pipe, call)
+        assert shared.device.type == "cpu" and not shared.is_inference()
+    assert torch.equal(shared, before * 1.5)
+
+
+def test_a_pipeline_that_lies_on_the_device_streams_its_encoder_as_well(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call, _ = capped(accelerator, tmp_path)
+    expected = on_fake(pipe, call)
+    pipe.to("fake")
+    cap = accelerator.memory_allocated()
+    with blockswap.attach(pipe, device="fake", vram=cap * 2 // 5, check=True) as session:
+        assert "text_encoder_2" in session.sessions
+        for _ in range(2):
+            assert np.array_equal(draw(pipe, call), expected)
+    assert {p.device.type for p in pipe.text_encoder_2.parameters()} == {"fake"}
+    pipe.to("cpu")
