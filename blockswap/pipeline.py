@@ -144,7 +144,7 @@ class PipelineSession:
 
     def _refuse_running(self) -> None:
         for session in self.sessions.values():
-            session.refuse_running()
+            session._refuse_running()
 
     def _hook(self) -> None:
         try:

@@ -256,7 +256,7 @@ class Session:
         finally:
             self._inside.release()
 
-    def refuse_running(self) -> None:
+    def _refuse_running(self) -> None:
         """Raise UseError if a forward runs."""
         self._between_forwards(lambda: None)
 
