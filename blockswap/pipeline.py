@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -38,6 +39,8 @@ class PipelineSession:
         sessions: one per component that streams, by name, the denoisers first.
     """
 
+    _live: ClassVar[weakref.WeakSet[PipelineSession]] = weakref.WeakSet()
+
     def __init__(
         self, pipe: Any, config: SwapConfig, sessions: dict[str, Session], parts: Components
     ) -> None:
@@ -53,12 +56,16 @@ class PipelineSession:
         self._turns = Turns(self._denoisers, visitors, memory, resolved, self._record)
         self._handles: list[RemovableHandle] = []
         self._recorder: Recorder | None = None
+        self._is_detached = False
         self._hook()
+        self._live.add(self)
         pipe.__dict__[KEY] = self
 
     @property
     def state(self) -> State:
         """Return the state of the denoiser that is least far: "learning" before "ready"."""
+        if self._is_detached:
+            return "detached"
         order: tuple[State, ...] = ("detached", "paused", "learning", "ready")
         return min((session.state for session in self._denoisers), key=order.index)
 
@@ -97,13 +104,23 @@ class PipelineSession:
     def detach(self) -> None:
         """Restore the pipeline: weights where they were, no hook, no trace. Safe to call twice.
 
+        What another attached pipeline shares with it goes on streaming for that one.
+
         Raises:
             UseError: a forward runs.
         """
         self._refuse_running()
         self._unhook()
+        self._live.discard(self)
+        sharing = [other for other in self._live if other._shares_with(self)]
         for session in self.sessions.values():
-            session.detach()
+            if all(session not in other.sessions.values() for other in sharing):
+                session.detach()
+        for other in sharing:  # we took off what both had put on the shared components
+            if other._handles:
+                other._unhook()
+                other._hook()
+        self._is_detached = True
         if self.pipe.__dict__.get(KEY) is self:
             del self.pipe.__dict__[KEY]
 
@@ -141,6 +158,10 @@ class PipelineSession:
         return f"<blockswap.PipelineSession {type(self.pipe).__name__} {self.state}>"
 
     # ---------------------------------------------------------------------------------------------
+
+    def _shares_with(self, other: PipelineSession) -> bool:
+        theirs = list(other.sessions.values())
+        return any(session in theirs for session in self.sessions.values())
 
     def _refuse_running(self) -> None:
         for session in self.sessions.values():

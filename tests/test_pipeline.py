@@ -117,6 +117,27 @@ def test_another_pipeline_over_the_same_model_streams_too(tmp_path: Path) -> Non
     assert session.sessions["unet"].report().steps > 0
 
 
+def test_a_detached_pipeline_leaves_what_another_one_shares_with_it(tmp_path: Path) -> None:
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
+    pipe, call = make("sdxl", tmp_path)
+    other = StableDiffusionXLImg2ImgPipeline.from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    redrawn = {"prompt": call["prompt"], "image": torch.zeros(1, 3, 256, 256), "strength": 0.9}
+    expected = draw(pipe, call), draw(other, redrawn)
+    first = blockswap.attach(pipe, device="cpu", offload=4)
+    second = blockswap.attach(other, device="cpu", offload=4)
+    first.detach()
+    assert (first.state, second.state) == ("detached", "learning")
+    assert np.array_equal(draw(other, redrawn), expected[1])
+    assert second.sessions["unet"].report().steps > 0
+    second.detach()
+    assert second.state == "detached"
+    assert np.array_equal(draw(pipe, call), expected[0])
+    assert np.array_equal(draw(other, redrawn), expected[1])
+    assert "decode" not in vars(pipe.vae)
+
+
 def test_lora_loaders_leave_the_pipeline_streamed(flux: tuple[Any, dict[str, Any]]) -> None:
     from diffusers.hooks import group_offloading
 
