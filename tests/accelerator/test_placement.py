@@ -54,9 +54,7 @@ class Skipping(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for index, layer in enumerate(self.layers):
-            x = x.to(layer[0].weight.device)
-            if index != 3:
-                x = layer(x)
+            x = x.to(layer[0].weight.device) if index == 3 else layer(x)
         return x
 
 
