@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ def test_every_committed_row_is_bit_identical() -> None:
             assert row["bit_identical"] is True, (name, row)
             if row["cap_bytes"] is not None:
                 assert row["peak_allocated_bytes"] <= row["cap_bytes"], (name, row)
+
+
+def test_no_result_names_a_folder_of_one_machine() -> None:
+    heads = [json.loads(p.read_text()) for p in (ROOT / "benchmarks" / "results").glob("*.json")]
+    assert heads
+    assert not [word for head in heads for word in head.get("command", "").split() if "/" in word]
 
 
 def test_code_and_table_stand_in_the_first_screen() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from blockswap.bench import zoo
 from blockswap.bench.compare import Comparison, compare
+from blockswap.bench.head import command_line
 from blockswap.bench.rows import GIB, Row
 from blockswap.bench.run import BenchRequest, run_bench
 from blockswap.errors import ConfigError
@@ -62,7 +62,7 @@ def bench_and_show(
             device,
             out,
         )
-        command = shlex.join(["blockswap", *sys.argv[1:]])
+        command = command_line("blockswap", argv=sys.argv)
         comparisons = run_bench(request, say, command)
         say("written", str(out))
     if comparisons:

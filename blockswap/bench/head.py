@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import hashlib
 import platform
+import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,12 @@ import torch
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def command_line(*program: str, argv: Sequence[str]) -> str:
+    """Return what was called; files by name alone, without the folders of one machine."""
+    given = [Path(word).name if word.startswith("/") else word for word in argv[1:]]
+    return shlex.join([*program, *given])
 
 
 def make_head(command: str) -> dict[str, Any]:

@@ -9,10 +9,20 @@ import pytest
 
 from tests import fake
 
+TOTAL = 128 * 2**20
+
 
 @pytest.fixture(scope="session")
 def accelerator() -> ModuleType:
     return fake.load()
+
+
+@pytest.fixture
+def base(accelerator: ModuleType) -> int:
+    """What earlier tests still hold; the rest of the card is `TOTAL`."""
+    held = int(accelerator.memory_allocated())
+    accelerator.set_limit(held + TOTAL)
+    return held
 
 
 @pytest.fixture(autouse=True)

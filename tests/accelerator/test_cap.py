@@ -13,11 +13,12 @@ from torch import nn
 
 import blockswap
 from blockswap.profile import Profile
+from tests.accelerator.conftest import TOTAL
 from tests.accelerator.test_elastic import Bursting, inputs, ready
 from tests.accelerator.test_sessions import STEPS, Chain
 
+pytestmark = pytest.mark.usefixtures("base")
 MIB = 2**20
-TOTAL = 128 * MIB
 WIDTHS = [512] * 49  # 48 MiB, leaves of 1 MiB
 
 
@@ -33,14 +34,6 @@ def drawn(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     torch.manual_seed(0)
     out: torch.Tensor = model(x)
     return out.cpu()
-
-
-@pytest.fixture(autouse=True)
-def base(accelerator: ModuleType) -> int:
-    """What earlier tests still hold; the rest of the card is `TOTAL`."""
-    held = int(accelerator.memory_allocated())
-    accelerator.set_limit(held + TOTAL)
-    return held
 
 
 @torch.no_grad()

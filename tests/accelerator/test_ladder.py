@@ -10,19 +10,13 @@ import torch
 from torch import nn
 
 import blockswap
-from tests.accelerator.test_cap import TOTAL, WIDTHS, Drawing, drawn
+from tests.accelerator.conftest import TOTAL
+from tests.accelerator.test_cap import WIDTHS, Drawing, drawn
 from tests.accelerator.test_elastic import inputs, ready
 from tests.accelerator.test_sessions import STEPS
 
+pytestmark = pytest.mark.usefixtures("base")
 MIB = 2**20
-
-
-@pytest.fixture(autouse=True)
-def base(accelerator: ModuleType) -> int:
-    """What earlier tests still hold; the rest of the card is `TOTAL`."""
-    held = int(accelerator.memory_allocated())
-    accelerator.set_limit(held + TOTAL)
-    return held
 
 
 class Headed(Drawing):
