@@ -245,6 +245,8 @@ void Engine::end_step(Device::Stream compute) {
     return;
   }
   in_step_ = false;
+  last_compute_ = compute;
+  stepped_ = true;  // also where what follows throws: stop() has to wait for this stream
   if (schedule_) {
     const Stopwatch watch(own_seconds_);
     schedule_->end(actions_);
@@ -257,8 +259,6 @@ void Engine::end_step(Device::Stream compute) {
     host_seconds_ = seconds_since(host_begin_);
     measured_ = true;
   }
-  last_compute_ = compute;
-  stepped_ = true;
 }
 
 void Engine::invalidate(int32_t piece) {

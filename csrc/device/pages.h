@@ -50,6 +50,8 @@ class Pages {
 // other failure throws DeviceError.
 std::unique_ptr<Pages> make_gpu_pages(int index, int64_t page_bytes);  // only with BS_WITH_GPU
 std::unique_ptr<Pages> make_segment_pages(std::shared_ptr<Device> device);
+// Each block is one allocation of just its size: for devices whose memory is small, in tests.
+std::unique_ptr<Pages> make_block_pages(std::shared_ptr<Device> device);
 // Host memory that plays a device of `limit_bytes`.
 std::unique_ptr<Pages> make_host_pages(int64_t limit_bytes, int64_t page_bytes);
 

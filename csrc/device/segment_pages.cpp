@@ -1,5 +1,4 @@
-// Where pages cannot be mapped: each range is one allocation of the device, as in PyTorch's own
-// allocator. Small blocks share 2 MiB, middle ones 20 MiB, so that few allocations are made.
+// Where pages cannot be mapped: each range is one allocation of the device.
 
 #include <utility>
 
@@ -9,23 +8,17 @@ namespace blockswap {
 namespace {
 
 constexpr int64_t kMiB = int64_t{1} << 20;
-constexpr int64_t kGranularityBytes = 2 * kMiB;
-constexpr int64_t kSmallBytes = 1 * kMiB;
-constexpr int64_t kMiddleBytes = 10 * kMiB;
-constexpr int64_t kSharedBytes = 20 * kMiB;
 
-class SegmentPages final : public Pages {
+class UnmappedPages : public Pages {
  public:
-  explicit SegmentPages(std::shared_ptr<Device> device) : device_(std::move(device)) {}
+  UnmappedPages(std::shared_ptr<Device> device, int64_t granularity_bytes)
+      : device_(std::move(device)), granularity_bytes_(granularity_bytes) {}
 
-  int64_t granularity_bytes() const override { return kGranularityBytes; }
+  int64_t granularity_bytes() const override { return granularity_bytes_; }
   bool is_sparse() const override { return false; }
   int64_t total_bytes() const override { return INT64_MAX; }
   int64_t range_bytes(int64_t bytes) const override {
-    if (bytes > kSmallBytes && bytes < kMiddleBytes) {
-      return kSharedBytes;
-    }
-    return (bytes + kGranularityBytes - 1) / kGranularityBytes * kGranularityBytes;
+    return (bytes + granularity_bytes_ - 1) / granularity_bytes_ * granularity_bytes_;
   }
 
   uint64_t reserve(int64_t bytes) override {
@@ -39,12 +32,30 @@ class SegmentPages final : public Pages {
 
  private:
   std::shared_ptr<Device> device_;
+  int64_t granularity_bytes_;
+};
+
+// Sizes as in PyTorch's own allocator: small blocks share 2 MiB, middle ones 20 MiB, so that few
+// allocations are made.
+class SegmentPages final : public UnmappedPages {
+ public:
+  explicit SegmentPages(std::shared_ptr<Device> device)
+      : UnmappedPages(std::move(device), 2 * kMiB) {}
+
+  int64_t range_bytes(int64_t bytes) const override {
+    const bool is_middle = bytes > 1 * kMiB && bytes < 10 * kMiB;
+    return is_middle ? 20 * kMiB : UnmappedPages::range_bytes(bytes);
+  }
 };
 
 }  // namespace
 
 std::unique_ptr<Pages> make_segment_pages(std::shared_ptr<Device> device) {
   return std::make_unique<SegmentPages>(std::move(device));
+}
+
+std::unique_ptr<Pages> make_block_pages(std::shared_ptr<Device> device) {
+  return std::make_unique<UnmappedPages>(std::move(device), 512);
 }
 
 }  // namespace blockswap
