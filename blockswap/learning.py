@@ -86,6 +86,7 @@ class Learned:
         host_seconds, head_host_seconds: the host's time to issue them.
         host_seconds_per_copy: its time for one streamed piece.
         hosts: the host's times of the steps under the first plan.
+        earlier_times: the device's of a measured one among them that is not the last.
         settling_steps: how many of those there are to be.
         unmeasured_seconds: of the one among them whose pieces were not measured.
         torch_peak_bytes: the most that PyTorch held in a step, pool excluded.
@@ -106,6 +107,7 @@ class Learned:
     head_host_seconds: float = 0.0
     host_seconds_per_copy: float = 0.0
     hosts: list[_C.HostTimes] = field(default_factory=list)
+    earlier_times: _C.StepTimes | None = None
     settling_steps: int = SETTLING_STEPS
     unmeasured_seconds: float = 0.0
     torch_peak_bytes: int = 0
@@ -153,6 +155,7 @@ class Learned:
         """Go on to a stage."""
         self.stage, self.steps = stage, 0
         self.hosts.clear()
+        self.earlier_times = None
         self.settling_steps = SETTLING_STEPS
 
 

@@ -15,6 +15,10 @@ CAUGHT_UP_S = 100e-6
 FAR_AHEAD_S = 5e-3
 # Five events in a row cost a device less, whatever else made a measured step longer.
 MEASURING_AT_MOST_S = 100e-6
+# Two steps under one plan differ less in a gap. In a longer one the device waited for a host that
+# was held up (by Python's garbage collector, by other programs) and has caught up since.
+DISTURBED_SHARE = 1.25
+DISTURBED_S = 1e-3
 # What a streamed piece costs the host in all, over what the engine sees of it: hooks and dispatcher
 # are the rest (benchmarks/host_cost.py).
 HOOKS_SHARE = 2.0
@@ -25,6 +29,7 @@ def refine(
     times: _C.StepTimes,
     hosts: Sequence[_C.HostTimes],
     leaf_of_piece: Sequence[Sequence[int]],
+    earlier: _C.StepTimes | None = None,
 ) -> None:
     """Scale leaf times to what steps under a real plan took, gap by gap.
 
@@ -38,15 +43,22 @@ def refine(
         hosts: the host's, of that step and some before it; gap by gap the lower quartile counts.
             Empty where the host does the work itself.
         leaf_of_piece: the leaves of each piece.
+        earlier: the device's, of another step under that plan; where ``times`` was disturbed, it
+            counts.
     """
     position = {leaf: index for index, leaf in enumerate(learned.order)}
     gaps = _gaps(times, position, leaf_of_piece)
+    others = _gaps(earlier, position, leaf_of_piece) if earlier is not None else gaps
+    if [gap.start for gap in others] != [gap.start for gap in gaps]:
+        others = gaps  # that step ran other pieces
     issues = _issue_seconds(hosts, len(gaps))
     leads = _leads(gaps, hosts[-1]) if issues else []
     undisturbed = [_undisturbed(gap) for gap in zip(*(issues[:-1] or issues), strict=True)]
     copies = [HOOKS_SHARE * host.seconds_per_piece for host in hosts]
     learned.host_seconds_per_copy = _undisturbed(copies) if issues else 0.0
-    measuring = _measuring_seconds(learned, times) if issues else 0.0
+    calm = [_calm_seconds(gap, other) for gap, other in zip(gaps, others, strict=True)]
+    lost_seconds = sum(gap.seconds for gap in gaps) - sum(calm)
+    measuring = _measuring_seconds(learned, times, lost_seconds) if issues else 0.0
     for index, gap in enumerate(gaps):
         issue, is_late = 0.0, False
         if issues:
@@ -56,15 +68,15 @@ def refine(
             is_late = leads[index] < CAUGHT_UP_S
         leaves = learned.order[gap.start : gap.stop]
         if leaves:
-            seconds = gap.seconds - (learned.head_seconds if index == 0 else measuring)
+            seconds = calm[index] - (learned.head_seconds if index == 0 else measuring)
             known = sum(learned.seconds.get(leaf, 0.0) for leaf in leaves)
             if not is_late or seconds < known:
                 _scale(learned.seconds, leaves, max(0.0, seconds))
             _scale(learned.host_seconds, leaves, issue)
         elif index == 0:
             learned.head_host_seconds = issue
-            if not is_late or gap.seconds < learned.head_seconds:
-                learned.head_seconds = gap.seconds
+            if not is_late or calm[index] < learned.head_seconds:
+                learned.head_seconds = calm[index]
 
 
 @dataclass(frozen=True)
@@ -99,9 +111,15 @@ def _gaps(
     ]
 
 
-def _measuring_seconds(learned: Learned, times: _C.StepTimes) -> float:
+def _calm_seconds(gap: _Gap, other: _Gap) -> float:
+    """Return the device's time for a gap; another step's, where this one was disturbed in it."""
+    is_disturbed = gap.seconds > DISTURBED_SHARE * other.seconds + DISTURBED_S
+    return other.seconds if is_disturbed else gap.seconds
+
+
+def _measuring_seconds(learned: Learned, times: _C.StepTimes, lost_seconds: float) -> float:
     """Return what the events of one piece cost the device, where it is not hidden behind copies."""
-    longer = times.step_seconds - learned.unmeasured_seconds
+    longer = times.step_seconds - lost_seconds - learned.unmeasured_seconds
     if not learned.unmeasured_seconds or not times.pieces or not longer > 0:
         return 0.0
     return float(min(longer / len(times.pieces), MEASURING_AT_MOST_S))

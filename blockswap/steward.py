@@ -234,11 +234,12 @@ class Steward:
         learned.unmeasured_seconds = self.state.engine.step_seconds()  # waits for its end
         if self.state.is_asynchronous and time.perf_counter() - begin < SHORT_LAG_S:
             learned.settling_steps = SETTLING_STEPS_OF_HOST
+        learned.earlier_times = self.state.engine.step_times()  # of the one before
 
     def _settle(self, learned: Learned) -> None:
         """Plan once more with the times of a real step; prefer the plan that runs."""
         times = self.state.engine.step_times()
-        refine(learned, times, learned.hosts, self.plans.members())
+        refine(learned, times, learned.hosts, self.plans.members(), learned.earlier_times)
         sizes = [piece.bytes for piece in self.plans.plan.pieces]
         speed = copy_speed(times, sizes, self.plans.request.link.seconds_per_copy)
         if speed > 0:

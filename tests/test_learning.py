@@ -23,11 +23,13 @@ def step(spans, seconds, host_seconds, per_piece=0.0, measuring=0.0):
     return device, host
 
 
-def learn(samples, seconds, leaf_of_piece=((0,), (1,)), is_asynchronous=True, **known):
+def learn(
+    samples, seconds, leaf_of_piece=((0,), (1,)), is_asynchronous=True, earlier=None, **known
+):
     learned = Learned(order=list(range(len(seconds))), **known)
     learned.seconds = dict(enumerate(seconds))
     hosts = [host for _, host in samples] if is_asynchronous else []
-    refine(learned, samples[-1][0], hosts, leaf_of_piece)
+    refine(learned, samples[-1][0], hosts, leaf_of_piece, earlier)
     return learned
 
 
@@ -91,6 +93,30 @@ def test_a_host_that_was_disturbed_in_every_step_elsewhere_is_learned_undisturbe
     samples = [sample(late, 0.0), sample(0.0, late), sample(late, 0.0), sample(0.0, late)]
     learned = learn([*samples, sample(late, late)], [1 * MS, 1 * MS])
     assert learned.host_seconds == pytest.approx({0: 5 * MS, 1: 5 * MS})
+
+
+def test_a_gap_in_which_the_host_was_held_up_and_caught_up_again_keeps_another_steps_time():
+    # The host stops for 60 ms after leaf 0; at piece 2 it is 20 ms ahead again.
+    calm = step([(0, 0.0, 1 * MS, 1 * MS), (2, 2 * MS, 25 * MS, 25 * MS)], 45 * MS, 3 * MS)
+    held_up = step([(0, 0.0, 1 * MS, 1 * MS), (2, 62 * MS, 83 * MS, 83 * MS)], 105 * MS, 63 * MS)
+    known = {"earlier": calm[0], "unmeasured_seconds": 47 * MS}
+    learned = learn([calm, held_up], [1 * MS] * 3, ((0,), (1,), (2,)), **known)
+    assert learned.seconds == pytest.approx({0: 12 * MS, 1: 12 * MS, 2: 22 * MS})
+
+
+def test_an_earlier_step_that_ran_other_pieces_does_not_count():
+    other = step([(0, 0.0, 1 * MS, 1 * MS)], 2 * MS, 1 * MS)
+    sample = step([(0, 0.0, 1 * MS, 1 * MS), (1, 1 * MS, 11 * MS, 11 * MS)], 21 * MS, 2 * MS)
+    learned = learn([sample], [1 * MS, 1 * MS], earlier=other[0])
+    assert learned.seconds == pytest.approx({0: 10 * MS, 1: 10 * MS})
+
+
+def test_a_step_that_is_a_little_longer_than_an_earlier_one_counts_itself():
+    # The clocks fall under load.
+    cool = step([(0, 0.0, 1 * MS, 1 * MS), (1, 1 * MS, 11 * MS, 11 * MS)], 21 * MS, 2 * MS)
+    hot = step([(0, 0.0, 1 * MS, 1 * MS), (1, 1 * MS, 12 * MS, 12 * MS)], 23 * MS, 2 * MS)
+    learned = learn([cool, hot], [1 * MS, 1 * MS], earlier=cool[0])
+    assert learned.seconds == pytest.approx({0: 11 * MS, 1: 11 * MS})
 
 
 def test_residents_between_two_streamed_pieces_share_the_gap():
