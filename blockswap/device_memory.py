@@ -55,8 +55,8 @@ class DeviceMemory:
         pool: what this user holds beside PyTorch's allocator, if anything.
         watches: whether the peaks below grow.
         step_bytes: what a step of this user takes for a while beyond what stays.
-        peak_allocated_bytes: the most that PyTorch's tensors and the pool held together.
-        peak_device_bytes: the same with what PyTorch keeps reserved.
+        peak_allocated_bytes: the most that PyTorch's tensors and the pool's blocks held together.
+        peak_device_bytes: the same with what PyTorch keeps reserved and the pool has mapped.
     """
 
     _all: ClassVar[weakref.WeakSet[DeviceMemory]] = weakref.WeakSet()
@@ -89,7 +89,7 @@ class DeviceMemory:
 
     @property
     def pool_beside_bytes(self) -> int:
-        """Return what the pool holds beyond what PyTorch counts."""
+        """Return what the pool has mapped beyond what PyTorch counts."""
         if self.pool is None or self.counts_pool:
             return 0
         return self.pool.bytes + self.pool.unused_bytes
@@ -135,9 +135,10 @@ class DeviceMemory:
         """Take the span's peak so far with the pool as it is now, before that changes."""
         if not self.watches:
             return
-        span, reserved = (peak + self.pool_beside_bytes for peak in self.span_peaks())
-        self.peak_allocated_bytes = max(self.peak_allocated_bytes, span)
-        self.peak_device_bytes = max(self.peak_device_bytes, reserved)
+        allocated, reserved = self.span_peaks()
+        in_use = 0 if self.counts_pool else self.pool_bytes
+        self.peak_allocated_bytes = max(self.peak_allocated_bytes, allocated + in_use)
+        self.peak_device_bytes = max(self.peak_device_bytes, reserved + self.pool_beside_bytes)
 
     def total_bytes(self) -> int | None:
         """Return the device's memory; None when it is not known."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -172,6 +173,14 @@ def test_an_installed_pool_is_installed_once_and_answers_for_pytorch(
     pool.free(held)
     counted.begin_span()
     assert counted.span_peak_bytes() == 0
+
+
+def test_a_peak_counts_blocks_as_allocated_and_what_is_mapped_around_them_as_the_devices() -> None:
+    counted = DeviceMemory(torch.device("cpu"))
+    counted.pool = SimpleNamespace(bytes=5 * MIB, unused_bytes=1 * MIB)
+    counted.watch()
+    counted.note_peak()
+    assert (counted.peak_allocated_bytes, counted.peak_device_bytes) == (5 * MIB, 6 * MIB)
 
 
 def test_an_allocator_in_use_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
