@@ -159,8 +159,8 @@ class Budget:
     def clear_for(self, num_bytes: int) -> None:
         """Have PyTorch give its cache back if that and so many bytes would pass the cap."""
         if self._cap_bytes is not None:
-            reserved = self._memory.tally().reserved
-            if reserved + num_bytes > self._cap_bytes:
+            taken = self._memory.tally().reserved + self._memory.neighbours_beside_bytes
+            if taken + num_bytes > self._cap_bytes:
                 self._memory.give_back()
 
     def look(self) -> None:
@@ -168,7 +168,8 @@ class Budget:
         if self._cap_bytes is None:
             return
         self._tally = self._memory.tally()
-        if self._tally.reserved + self._memory.pool_bytes > self._cap_bytes:
+        beside = self._memory.pool_bytes + self._memory.neighbours_beside_bytes
+        if self._tally.reserved + beside > self._cap_bytes:
             self._memory.give_back()
 
     def is_off(self, learned: Learned) -> bool:
@@ -242,7 +243,8 @@ class Budget:
 
     def _reading_of_cap(self, tally: Tally) -> Reading:
         pool = self._memory.pool_bytes
-        return Reading((self._cap_bytes or 0) - pool - tally.allocated, pool)
+        taken = pool + self._memory.neighbours_beside_bytes + tally.allocated
+        return Reading((self._cap_bytes or 0) - taken, pool)
 
     def _reserved_bytes(self, learned: Learned) -> int:
         self._memory.step_bytes = learned.step_bytes + learned.spare_bytes

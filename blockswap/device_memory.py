@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import ModuleType
 from typing import ClassVar, Protocol
@@ -25,6 +25,17 @@ class Held(Protocol):
     @property
     def unused_bytes(self) -> int:
         """Return what lies between, and nobody else can have."""
+
+
+class Neighbour(Protocol):
+    """A session under the same cap that stays on the device while another one computes."""
+
+    @property
+    def bytes(self) -> int:
+        """Return what it holds there."""
+
+    def leave(self) -> None:
+        """Give it back."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class DeviceMemory:
 
     Attributes:
         pool: what this user holds beside PyTorch's allocator, if anything.
+        neighbours: others under the same cap that stay while this user computes.
         watches: whether the peaks below grow.
         step_bytes: what a step of this user takes for a while beyond what stays.
         peak_allocated_bytes: the most that PyTorch's tensors and the pool's blocks held together.
@@ -68,6 +80,7 @@ class DeviceMemory:
         # CUDA's pool lies outside PyTorch's allocator; other devices count it as theirs.
         self.counts_pool = is_installed or device.type not in ("cuda", "cpu")
         self.pool: Held | None = None
+        self.neighbours: Collection[Neighbour] = ()
         self.watches = False
         self.step_bytes = 0
         self.peak_allocated_bytes = self.peak_device_bytes = 0
@@ -93,6 +106,22 @@ class DeviceMemory:
         if self.pool is None or self.counts_pool:
             return 0
         return self.pool.bytes + self.pool.unused_bytes
+
+    @property
+    def neighbour_bytes(self) -> int:
+        """Return what the neighbours hold."""
+        return sum(neighbour.bytes for neighbour in self.neighbours)
+
+    @property
+    def neighbours_beside_bytes(self) -> int:
+        """Return what they hold beyond what PyTorch counts."""
+        return 0 if self.counts_pool else self.neighbour_bytes
+
+    def dismiss_neighbours(self) -> None:
+        """Have them leave."""
+        neighbours, self.neighbours = self.neighbours, ()
+        for neighbour in neighbours:
+            neighbour.leave()
 
     def free_bytes(self) -> int | None:
         """Return what the driver could give now; None when it is not known."""
@@ -137,8 +166,9 @@ class DeviceMemory:
             return
         allocated, reserved = self.span_peaks()
         in_use = 0 if self.counts_pool else self.pool_bytes
-        self.peak_allocated_bytes = max(self.peak_allocated_bytes, allocated + in_use)
-        self.peak_device_bytes = max(self.peak_device_bytes, reserved + self.pool_beside_bytes)
+        mapped, theirs = self.pool_beside_bytes, self.neighbours_beside_bytes
+        self.peak_allocated_bytes = max(self.peak_allocated_bytes, allocated + in_use + theirs)
+        self.peak_device_bytes = max(self.peak_device_bytes, reserved + mapped + theirs)
 
     def total_bytes(self) -> int | None:
         """Return the device's memory; None when it is not known."""

@@ -9,8 +9,9 @@ from blockswap.sizes import format_bytes
 
 
 class Rung(Enum):
-    """One thing to give up; the next step of this input streams everything."""
+    """One thing to give up; behind all but the first, the next step streams everything."""
 
+    NEIGHBOURS = "neighbours"  # what other components keep on the device under the same cap
     SHED = "shed"  # residents
     RING = "ring"  # a ring of more than the largest leaf
     LAYERWISE = "layerwise"  # weights outside the blocks: they stream, too
@@ -25,16 +26,20 @@ class Holding:
         ring: what the others pass through.
         smallest_ring: the largest leaf.
         outside: weights and buffers outside the blocks that do not stream yet.
+        neighbours: what other components under the same cap keep on the device.
     """
 
     residents: int
     ring: int
     smallest_ring: int
     outside: int
+    neighbours: int = 0
 
 
 def next_rung(held: Holding) -> Rung | None:
     """Return what to give up next; None: nothing is left."""
+    if held.neighbours:
+        return Rung.NEIGHBOURS
     if held.residents:
         return Rung.SHED
     if held.ring > held.smallest_ring:
@@ -58,6 +63,8 @@ def tell(rung: Rung | None, held: Holding, repeats: bool) -> str:
             " hold"
         )
     what = {
+        Rung.NEIGHBOURS: f"what other components keep on the device"
+        f" ({format_bytes(held.neighbours)})",
         Rung.SHED: f"its residents ({format_bytes(held.residents)})",
         Rung.RING: f"its ring of {format_bytes(held.ring)} for the smallest, of"
         f" {format_bytes(held.smallest_ring)}",
@@ -68,4 +75,5 @@ def tell(rung: Rung | None, held: Holding, repeats: bool) -> str:
         if repeats
         else "call again; this forward could not be repeated with the same result"
     )
-    return f"blockswap has given back {what} and streams everything: {then}"
+    streams = "" if rung is Rung.NEIGHBOURS else " and streams everything"
+    return f"blockswap has given back {what}{streams}: {then}"

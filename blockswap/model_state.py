@@ -221,7 +221,7 @@ class ModelState:
 
     def begin_step(self, continues: bool) -> None:
         """Bind parameters to the device; ``continues``: a further part of the same step."""
-        self.share.impose(self.memory.pool_beside_bytes)
+        self.share.impose(self.memory.pool_beside_bytes + self.memory.neighbours_beside_bytes)
         self.engine.begin_step(self.token, continues)
         self.binding.bind()
 

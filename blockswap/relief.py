@@ -19,12 +19,13 @@ class Relief:
     """What one session gives up.
 
     Attributes:
+        is_crowded: memory was out beside neighbours: from then on none stay.
         is_tight: residents were not enough: the ring of the first steps is the smallest.
     """
 
     def __init__(self, steward: Steward) -> None:
         self._steward = steward
-        self.is_tight = False
+        self.is_crowded = self.is_tight = False
 
     def is_possible(self) -> bool:
         """Whether anything is left to give up."""
@@ -62,12 +63,17 @@ class Relief:
             ring=plan.ring_bytes if plans.is_placed else 0,
             smallest_ring=plans.largest_bytes,
             # Weights from the device would go back there while the model is taken in anew.
+            neighbours=state.memory.neighbour_bytes,
             outside=0 if state.streams_outside or state.is_from_device else state.fixed.bytes,
         )
 
     def _give_up(self, rung: Rung) -> None:
         steward = self._steward
         steward.totals.rungs[rung.value] += 1
+        if rung is Rung.NEIGHBOURS:
+            self.is_crowded = True
+            steward.state.memory.dismiss_neighbours()
+            return
         steward.learn_anew()
         self.is_tight = self.is_tight or rung is not Rung.SHED
         steward.plans.budget.is_tight = self.is_tight

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable
 
+from blockswap.budget import bytes_of
 from blockswap.learning import (
     RELEARN_AFTER,
     SETTLING_STEPS_OF_HOST,
@@ -105,6 +106,20 @@ class Steward:
         self._take_in()
         self.plans.vacate()
 
+    def least_bytes(self) -> int | None:
+        """Return what the next step takes on the device at least, if it is as the last one was.
+
+        None: that is not known.
+        """
+        learned, fixed = self.learned, self.state.fixed
+        if learned.plan is None or self.relief.is_crowded:
+            return None
+        # A plan that is being timed stays as it is.
+        planned = self.plans.largest_bytes if self.is_ready else bytes_of(learned.plan)
+        activations = learned.step_reserved_bytes + learned.spare_bytes
+        weights = self.state.small_bytes + (fixed.bytes if fixed.are_away else 0)
+        return weights + planned + activations
+
     # Steps ---------------------------------------------------------------------------------------
 
     def before_step(self, key: Hashable) -> None:
@@ -124,6 +139,7 @@ class Steward:
         self._memory.skip()
         if key is None:
             self.state.engine.measure(False)
+            self.state.memory.dismiss_neighbours()
             if not self.plans.is_placed:
                 self.plans.stream(self.plans.order, self.learned)
             return
@@ -177,6 +193,8 @@ class Steward:
         known = self.learned.order
         self._key = key
         learned = self._learned.setdefault(key, Learned())
+        if learned.plan is None:
+            self.state.memory.dismiss_neighbours()  # what a step takes is not known yet
         if learned.plan is not None:
             self.plans.switch(learned)
         elif learned.order or known or not self.plans.is_placed:

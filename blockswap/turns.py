@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -20,11 +21,27 @@ from blockswap.sizes import format_bytes
 logger = logging.getLogger("blockswap")
 
 
+@dataclass(frozen=True)
+class Denoiser:
+    """A denoiser that stays on the device while a visitor computes."""
+
+    session: Session
+
+    @property
+    def bytes(self) -> int:
+        """Return what its pool holds."""
+        return self.session._state.memory.pool_bytes
+
+    def leave(self) -> None:
+        """Give it back until its next step."""
+        self.session.vacate()
+
+
 class Turns:
     """At most one guest, or one visitor, is on the device at a time.
 
-    The denoisers stay where they leave a guest enough room, and leave otherwise; they come back
-    with their next step. What a guest computes with is under the cap, too.
+    The denoisers stay where they leave it enough room, and leave otherwise; they come back with
+    their next step. What a guest computes with is under the cap, too.
 
     Args:
         denoisers: their sessions, which share the cap.
@@ -69,19 +86,29 @@ class Turns:
         self._present = guest
 
     def stream(self, session: Session) -> None:
-        """A session is about to run: those that it does not share the cap with leave."""
+        """A session is about to run: those that it does not share the cap with leave.
+
+        Denoisers stay beside a visitor that finds room enough.
+        """
         if session in self._streaming:
             return  # also inside its own forward
         self.end()
-        group = (session,) if session in self._visitors else self._denoisers
+        is_visitor = session in self._visitors
+        group = (session,) if is_visitor else self._denoisers
         self._streaming = ()  # until all have left
+        for visitor in self._visitors:
+            if visitor not in group:
+                visitor.vacate()
+        staying = self._denoisers if is_visitor and self._has_room(session) else ()
         for other in self._sessions:
             if other in group:
                 if other.state in ("learning", "ready"):
                     other._state.memory.watch()
-            else:
+                continue
+            if other not in staying:
                 other.vacate()
-                other._state.memory.unwatch()
+            other._state.memory.unwatch()
+        session._state.memory.neighbours = [Denoiser(other) for other in staying]
         session._state.fixed.come_back()
         self._streaming = group
 
@@ -166,6 +193,11 @@ class Turns:
     def _held(self) -> int:
         """Return what the denoisers would give back."""
         return sum(session._state.memory.pool_bytes for session in self._sessions)
+
+    def _has_room(self, visitor: Session) -> bool:
+        """Whether it finds enough with the denoisers where they are."""
+        needed, free = visitor._steward.least_bytes(), self._free_bytes()
+        return needed is not None and free is not None and needed <= free
 
     def _make_room(self, guest: Guest) -> None:
         # What it computes with is known after its first turn, which has the device to itself.

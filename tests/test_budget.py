@@ -22,7 +22,7 @@ LARGEST = 4 * MIB
 class Counted:
     """A device whose PyTorch holds `held` bytes."""
 
-    pool_bytes = step_bytes = held = 0
+    pool_bytes = step_bytes = held = neighbours_beside_bytes = 0
 
     def total_bytes(self) -> int:
         return 1024 * MIB
@@ -83,6 +83,14 @@ def test_a_cap_counts_what_pytorch_caches_in_a_step_and_what_it_holds_now() -> N
     assert capped.grants(learned(), MIB) == (64 * MIB - 10 * MIB - MIB - 2 * MIB, None)
     memory.held = 7 * MIB
     assert capped.grants(learned(), MIB).cap == 64 * MIB - 7 * MIB - 10 * MIB - MIB - 2 * MIB
+
+
+def test_a_cap_counts_what_neighbours_keep_beside_pytorch() -> None:
+    memory = Counted()
+    capped = budget("64MiB", memory)
+    alone = capped.grants(learned(), 0).cap
+    memory.neighbours_beside_bytes = 20 * MIB
+    assert alone is not None and capped.grants(learned(), 0).cap == alone - 20 * MIB
 
 
 def test_under_a_cap_residents_make_way_for_what_the_script_holds_and_come_back() -> None:

@@ -18,6 +18,7 @@ MIB = 2**20
 
 
 def test_residents_go_first_then_the_ring_then_what_lies_outside_the_blocks() -> None:
+    assert next_rung(Holding(MIB, 8 * MIB, MIB, MIB, neighbours=MIB)) is Rung.NEIGHBOURS
     assert next_rung(Holding(MIB, 8 * MIB, MIB, MIB)) is Rung.SHED
     assert next_rung(Holding(0, 8 * MIB, MIB, MIB)) is Rung.RING
     assert next_rung(Holding(0, MIB, MIB, MIB)) is Rung.LAYERWISE

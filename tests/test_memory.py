@@ -181,6 +181,9 @@ def test_a_peak_counts_blocks_as_allocated_and_what_is_mapped_around_them_as_the
     counted.watch()
     counted.note_peak()
     assert (counted.peak_allocated_bytes, counted.peak_device_bytes) == (5 * MIB, 6 * MIB)
+    counted.neighbours = [SimpleNamespace(bytes=3 * MIB, leave=lambda: None)]
+    counted.note_peak()
+    assert (counted.peak_allocated_bytes, counted.peak_device_bytes) == (8 * MIB, 9 * MIB)
 
 
 def test_an_allocator_in_use_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import blockswap
@@ -71,6 +72,56 @@ def test_while_the_denoiser_runs_nothing_of_the_encoder_is_on_the_device(
         draw(pipe, call)
         assert seen and all(held == (0, {"cpu"}) for held in seen)
         assert denoiser.report().pool_bytes > 0
+
+
+def test_what_the_denoiser_keeps_stays_while_an_encoder_finds_room_beside_it(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call, cap = capped(accelerator, tmp_path)
+    expected = on_fake(pipe, call)
+    with blockswap.attach(pipe, device="fake", vram=cap, check=True) as session:
+        encoder, denoiser = (session.sessions[n] for n in ("text_encoder_2", "transformer"))
+        for _ in range(9):
+            draw(pipe, call)
+        assert encoder.state == denoiser.state == "ready"
+        held, seen = denoiser.report().pool_bytes, []
+
+        def look(*_: object) -> None:
+            seen.append(denoiser._state.memory.pool_bytes)
+
+        handle = pipe.text_encoder_2.encoder.block[3].register_forward_hook(look)
+        accelerator.reset_peak_memory_stats()
+        assert np.array_equal(draw(pipe, call), expected)
+        handle.remove()
+        assert seen == [held] and held > 0
+        assert accelerator.max_memory_allocated() <= cap
+
+
+def test_the_denoiser_leaves_for_an_encoder_that_turns_out_to_need_more(
+    accelerator: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, call, cap = capped(accelerator, tmp_path)
+    expected = on_fake(pipe, call)
+    block = type(pipe.text_encoder_2.encoder.block[0])
+    plain, wanted = block.forward, SimpleNamespace(bytes=0)
+
+    def needing(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        torch.empty(wanted.bytes, dtype=torch.uint8, device=hidden_states.device)
+        return plain(self, hidden_states, *args, **kwargs)
+
+    needing.__module__ = plain.__module__  # else it is another tool's, which may keep count
+    monkeypatch.setattr(block, "forward", needing)
+    with blockswap.attach(pipe, device="fake", vram=cap, check=True) as session:
+        encoder, denoiser = (session.sessions[n] for n in ("text_encoder_2", "transformer"))
+        for _ in range(9):
+            draw(pipe, call)
+        held = denoiser.report().pool_bytes
+        wanted.bytes = cap - accelerator.memory_allocated() + held // 2
+        for _ in range(2):
+            assert np.array_equal(draw(pipe, call), expected)
+        report = encoder.report()
+        assert report.ladder == {"neighbours": 1}
+        assert report.ooms == 1
 
 
 def test_what_was_written_to_an_encoder_between_calls_counts(
