@@ -18,8 +18,10 @@ from blockswap.pieces import find_leaves
 from blockswap.sizes import format_bytes
 
 DENOISERS = ("transformer", "unet", "controlnet", "prior")  # and what begins so: transformer_2
-# Of the memory for all: a component with more weights than this streams, so that its activations
-# find room, too.
+# A component with more weights than this streams: it would come from memory that is not pinned,
+# slower than the link, and take room from weights that are used in every step.
+MOST_WHOLE_BYTES = 2 * 2**30
+# Of the memory for all: more streams as well, so that its activations find room.
 MOST_WHOLE_SHARE = 0.75
 
 
@@ -74,7 +76,7 @@ class Components:
         room = cap if cap is not None else memory.available_bytes()
         visitors: dict[str, nn.Module] = {}
         for guest in list(guests):
-            if room is None or guest.weight_bytes <= MOST_WHOLE_SHARE * room:
+            if guest.weight_bytes <= _most_whole_bytes(room):
                 continue
             if _can_stream(guest.module):
                 visitors[guest.name] = guest.module
@@ -102,6 +104,12 @@ class Components:
                 swap_space=None,
             )
         return cls(denoisers, visitors, guests, configs)
+
+
+def _most_whole_bytes(room: int | None) -> int:
+    """Return the weights with which a component still comes whole; None: nobody knows the room."""
+    share = MOST_WHOLE_BYTES if room is None else int(MOST_WHOLE_SHARE * room)
+    return min(MOST_WHOLE_BYTES, share)
 
 
 def _nothing_streams(pipe: Any) -> str:
