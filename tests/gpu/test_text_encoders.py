@@ -30,6 +30,15 @@ def test_a_text_encoder_that_does_not_fit_streams_and_the_cap_holds(tmp_path: Pa
         assert list(session.sessions) == ["transformer", "text_encoder_2"]
         for _ in range(8):
             assert np.array_equal(draw(pipe, call), expected)
+        # It finds room beside what the denoiser keeps.
+        denoiser, seen = session.sessions["transformer"], set()
+        held = denoiser.report().pool_bytes
+        handle = pipe.text_encoder_2.encoder.block[80].register_forward_hook(
+            lambda *_: seen.add(denoiser.report().pool_bytes)
+        )
+        assert np.array_equal(draw(pipe, call), expected)
+        handle.remove()
+        assert seen == {held} and held > 0
         for part in session.report().parts.values():
             assert part.peak_device_bytes is not None and part.peak_device_bytes <= cap
         assert session.report().parts["text_encoder_2"].streamed_bytes > 300 * MIB
