@@ -62,8 +62,8 @@ class Relief:
             residents=plan.resident_bytes if plans.is_placed else 0,
             ring=plan.ring_bytes if plans.is_placed else 0,
             smallest_ring=plans.largest_bytes,
-            # Weights from the device would go back there while the model is taken in anew.
             neighbours=state.memory.neighbour_bytes,
+            # Weights from the device would go back there while the model is taken in anew.
             outside=0 if state.streams_outside or state.is_from_device else state.fixed.bytes,
         )
 
