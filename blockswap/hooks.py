@@ -65,7 +65,7 @@ class Hooks:
         self._models = models
         self._session = session
         self._blocks = blocks
-        self._doors = [_Door(session, module) for module in (*models, *blocks)]
+        self._doors = [_door_of(session, module) for module in (*models, *blocks)]
         self._leaf_handles: list[RemovableHandle] = []
         self._before, self._after = _leaf_hooks(session)
 
@@ -111,21 +111,39 @@ class Hooks:
         handles.clear()
 
 
+def _door_of(session: Entrance, module: nn.Module) -> _Door:
+    """Return a new door, or the one that was left inside other tools' forwards.
+
+    A second one, in front of those, would go with them: they put back what they had found.
+    """
+    left = getattr(module.__dict__.get("forward"), OURS, None)
+    if isinstance(left, _Door) and left.module is module and not left.sessions:
+        left.sessions.append(session)
+        return left
+    return _Door(session, module)
+
+
 class _Door:
-    """A module's forward, entered through a session unless its model runs already."""
+    """A module's forward, entered through a session unless its model runs already.
+
+    Attributes:
+        module: whose it is.
+        sessions: the one that it leads to; none once it was removed.
+    """
 
     def __init__(self, session: Entrance, module: nn.Module) -> None:
-        gate = session.gate
-        self._module = module
+        self.module = module
         self._had = had = module.__dict__.get("forward")  # put there by another tool
-        self._is_removed = is_removed = [False]
+        self.sessions = sessions = [session]
 
         @functools.wraps(module.forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
             # Looked up at each call: tools exchange the class of a module, or its class's forward.
             original = had or functools.partial(type(module).forward, module)
-            if torch.compiler.is_compiling() or is_removed[0]:
+            if torch.compiler.is_compiling() or not sessions:
                 return original(*args, **kwargs)
+            session = sessions[0]
+            gate = session.gate
             inside = gate.is_open and gate.is_whole and gate.root is not module
             if inside and gate.owner == get_ident():
                 return original(*args, **kwargs)
@@ -151,23 +169,23 @@ class _Door:
                 session.leave(module)
                 return output
 
-        setattr(forward, OURS, True)
+        setattr(forward, OURS, self)  # who wraps it with functools copies this, too
         self._forward = forward
         module.forward = forward
 
     @property
     def is_foreign(self) -> bool:
         """Whether it stands in front of another tool's forward."""
-        return is_foreign(self._module, self._had)
+        return is_foreign(self.module, self._had)
 
     def remove(self) -> None:
         """Give the module its own forward back; inert where others have wrapped ours since."""
-        self._is_removed[0] = True
-        if self._module.__dict__.get("forward") is self._forward:
+        self.sessions.clear()
+        if self.module.__dict__.get("forward") is self._forward:
             if self._had is None:
-                del self._module.forward
+                del self.module.forward
             else:
-                self._module.forward = self._had
+                self.module.forward = self._had
 
 
 def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., None]]:

@@ -147,13 +147,14 @@ class Learned:
         """Memory was out: learn anew, and if it was so under a plan, keep more free than before."""
         if self.plan is not None:
             self.spare_bytes += max(LEAST_SPARE_BYTES, self.step_bytes // SPARE_SHARE)
-        self.plan = self.request = None
         self.seconds.clear()
         self.enter(Stage.TRACE)
 
     def enter(self, stage: Stage) -> None:
-        """Go on to a stage."""
+        """Go on to a stage; a plan of leaves that are learned anew is not theirs any more."""
         self.stage, self.steps = stage, 0
+        if stage in (Stage.TRACE, Stage.TIME):
+            self.plan = self.request = None
         self.hosts.clear()
         self.earlier_times = None
         self.settling_steps = SETTLING_STEPS

@@ -8,6 +8,7 @@ from torch import nn
 from blockswap import _C
 from blockswap.binding import Gate, Unit, WatchedParameters, is_alike
 from blockswap.blocks import Block
+from blockswap.casting import Casts
 from blockswap.config import ResolvedConfig, SwapConfig
 from blockswap.device_memory import DeviceMemory
 from blockswap.fixed import FixedTensors
@@ -56,11 +57,10 @@ class ModelState:
         self.weight_bytes = sum(p.nbytes for p in self.model.parameters())
         self._has_outside = self.streams_outside
         self.leaves: Leaves = find_leaves(self.model, self.blocks, self.streams_outside)
-        self.driver = _C.make_device(self.device.type, self.device.index or 0)
+        there = self.device.type, self.device.index or 0
+        self.driver = _C.make_device(*there)
         self.engine = _C.Engine(self.driver, self.config.copy_streams, self.config.check)
-        self.memory.pool = self.pool = _C.Pool(
-            self.device.type, self.device.index or 0, self.driver
-        )
+        self.memory.pool = self.pool = _C.Pool(*there, self.driver)
         self.token = torch.zeros(1, dtype=torch.uint8, device=self.device)
         self.binding = _C.Binding(self.token, self.engine)
         self._origins: list[torch.device] = []
@@ -116,6 +116,7 @@ class ModelState:
                 add(small, module, name, parameter)
         for module, parameters in watched.items():
             module._parameters = parameters
+        self.casts = Casts(self.model)
         self.is_from_device = self.is_asynchronous and self.device in self._origins
 
     def give_back(self, detach: bool) -> None:
@@ -140,6 +141,7 @@ class ModelState:
         self.is_detached = self.is_detached or detach
 
     def _unwatch(self) -> None:
+        self.casts.give_back()
         for module, plain in self._plain.items():
             if isinstance(module._parameters, WatchedParameters):
                 values = dict.copy(module._parameters)
@@ -229,12 +231,12 @@ class ModelState:
         """Bind parameters to their images; the names of those that the forward changed."""
         try:
             edited = self.binding.unbind()
+            self.casts.store()
             self.engine.end_step(self.token)
         finally:
             self.share.lift()
-        for unit in self._diverted:
-            unit.is_diverted = False
-        self._diverted.clear()
+        while self._diverted:
+            self._diverted.pop().is_diverted = False
         return [self._name(entry) for entry in edited]
 
     def divert(self, unit: Unit) -> None:
@@ -259,7 +261,8 @@ class ModelState:
     def reconcile(self) -> bool:
         """Bring edits made since the last forward into the images and to the device.
 
-        Returns False, having changed nothing, when a parameter now has another shape or dtype.
+        Returns False, having changed nothing, when a parameter now has another shape or dtype, or
+        is cast by a hook that came since.
         """
         changes = self.binding.changes()
         touched = self.gate.touched
@@ -268,7 +271,7 @@ class ModelState:
         held = {c.index: self._held(c.index) for c in changes if c.kind != WRITTEN}
         if any(not is_alike(now, self.binding.host(i)) for i, now in held.items()):
             return False
-        if self._is_shared(held):
+        if self._is_shared(held) or not self.casts.is_complete():
             return False
         for now in held.values():
             if now is not None and self.host.holds(now):

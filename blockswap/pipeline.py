@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -187,13 +188,14 @@ class PipelineSession:
         for guest in self._guests:
             guest.watch(self._turns)
             shim.register(guest.module, looks)
-        self.pipe.__dict__[CALL_END] = self._end_call
+        self.pipe.__dict__ |= {CALL_END: self._end_call, "to": self._to}
 
     def _unhook(self) -> None:
         from blockswap import shim
 
         self._turns.end()
-        self.pipe.__dict__.pop(CALL_END, None)
+        for name in (CALL_END, "to"):
+            self.pipe.__dict__.pop(name, None)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -217,6 +219,18 @@ class PipelineSession:
     def _end_call(self) -> None:
         self._turns.end()
         type(self.pipe).maybe_free_model_hooks(self.pipe)
+
+    def _to(self, *args: Any, **kwargs: Any) -> Any:
+        """Cast what is attached, too: diffusers leaves it as it is, and tells nobody."""
+        type(self.pipe).to(self.pipe, *args, **kwargs)
+        self._turns.end()
+        for dtype in (*args, kwargs.get("dtype"), kwargs.get("torch_dtype")):
+            if isinstance(dtype, torch.dtype):
+                for session in self.sessions.values():
+                    session.model.to(dtype=dtype)
+                for guest in self._guests:
+                    guest.module.to(dtype=dtype)
+        return self.pipe
 
     def _record(self, part: str) -> None:
         if self._recorder is not None:

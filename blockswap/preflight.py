@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from blockswap.casting import cast_of
 from blockswap.errors import ConfigError, UnsupportedError, UseError
 
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
@@ -56,12 +57,13 @@ def check_attachable(model: object) -> None:
     Raises:
         ConfigError: not a module, no parameters, offloaded by accelerate or diffusers, weights on
             the meta device, not yet shaped, on several devices, or made under inference mode.
-        UnsupportedError: quantised or other tensor subclasses, layerwise casting.
+        UnsupportedError: quantised or other tensor subclasses, a model that is cast as a whole.
     """
     require_module(model)
     assert isinstance(model, nn.Module)
     _refuse_accelerate(model)
-    _refuse_diffusers_hooks(model)
+    _refuse_group_offloading(model)
+    refuse_whole_casts(model)
     parameters = dict(model.named_parameters())
     if not parameters:
         raise ConfigError(
@@ -99,7 +101,7 @@ def _accelerate_hooks(hook: Any) -> Iterator[Any]:
             yield from _accelerate_hooks(inner)
 
 
-def _refuse_diffusers_hooks(model: nn.Module) -> None:
+def _refuse_group_offloading(model: nn.Module) -> None:
     for name, module in model.named_modules():
         hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", None)
         if not isinstance(hooks, dict):
@@ -113,23 +115,28 @@ def _refuse_diffusers_hooks(model: nn.Module) -> None:
                     f"diffusers group offloading is enabled on {where} and cannot be switched off"
                     " cleanly: load the model again without enable_group_offload"
                 )
-            if hook_name == "layerwise_casting":
-                raise UnsupportedError(
-                    f"layerwise casting on {where} is not supported yet: it replaces the weights"
-                    " around each forward; load the model again without enable_layerwise_casting"
-                )
 
 
-def edited_in_forward(model: nn.Module, names: list[str]) -> UseError:
-    """Return the error for weights that a forward changed, which names the tool if it is known."""
+def refuse_whole_casts(model: nn.Module) -> None:
+    """Refuse a hook that casts more than one leaf: all of that would be on the device at once.
+
+    Raises:
+        UnsupportedError: there is one.
+    """
+    for name, module in model.named_modules():
+        holds_others = any(inner._parameters for inner in module.modules() if inner is not module)
+        if cast_of(module) is not None and holds_others:
+            where = f"module {name!r}" if name else "the model"
+            raise UnsupportedError(
+                f"layerwise casting of {where} as a whole is not supported: each forward would"
+                " replace all of its weights at once; load the model again and call"
+                " model.enable_layerwise_casting(), which casts leaf by leaf"
+            )
+
+
+def edited_in_forward(names: list[str]) -> UseError:
+    """Return the error for weights that a forward changed."""
     first = ", ".join(names[:3])
-    hooks = (getattr(getattr(m, "_diffusers_hook", None), "hooks", {}) for m in model.modules())
-    if any("layerwise_casting" in of_module for of_module in hooks):
-        return UseError(
-            f"{first} changed during a forward: layerwise casting, enabled after attach, replaces"
-            " the weights around each forward and is not supported yet: load the model again"
-            " without enable_layerwise_casting"
-        )
     return UseError(
         f"{first} changed during a forward; such a change would be lost: edit weights between"
         " forwards, or call session.pause() first"

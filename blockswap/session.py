@@ -20,7 +20,7 @@ from blockswap.errors import UseError
 from blockswap.hooks import Hooks
 from blockswap.learning import shape_key
 from blockswap.model_state import ModelState
-from blockswap.preflight import edited_in_forward, refuse_grad
+from blockswap.preflight import edited_in_forward, refuse_grad, refuse_whole_casts
 from blockswap.report import Report, State, Timeline
 from blockswap.retry import Retry
 from blockswap.steward import Steward
@@ -191,7 +191,7 @@ class Session:
         if done is not None:
             self._steward.after_step(done)
         if edited:
-            raise edited_in_forward(self.model, edited)
+            raise edited_in_forward(edited)
 
     def relieve(self, error: torch.OutOfMemoryError, attempt: Attempt) -> bool:
         """Give memory back after PyTorch had none in a forward; whether to run it again."""
@@ -276,9 +276,7 @@ class Session:
             attached.unmark(member, self, paused=not detach)
 
     def _close(self) -> list[str]:
-        self.gate.is_open = False
-        self.gate.running = None
-        self.gate.root = None
+        self.gate.is_open, self.gate.running, self.gate.root = False, None, None
         try:
             edited = self._state.end_step()
         finally:
@@ -289,6 +287,7 @@ class Session:
 
     def _rebuild(self) -> None:
         """Take the model in anew: modules or parameters came, went or changed shape (LoRA)."""
+        refuse_whole_casts(self.model)
         self._cycle.interrupt()
         if self._hooks is not None:
             self._hooks.remove()

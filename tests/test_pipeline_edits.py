@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,52 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pipelines import draw, make
+from pipeline_pair import Edit, Pair, denoiser_of, loading, lora
+from pipelines import draw
 
 import blockswap
-from blockswap.components import denoisers_of
 from blockswap.errors import UseError
 
-Edit = Callable[[Any], Any]
-State = dict[str, torch.Tensor]
-
-
-def denoiser_of(pipe: Any) -> Any:
-    return next(iter(denoisers_of(pipe).values()))
-
-
-class Pair:
-    """An attached pipeline whose plan is settled, and the same one as diffusers made it."""
-
-    def __init__(self, kind: str, folder: Path, offload: str) -> None:
-        self.kind, self.folder = kind, folder
-        self.pipe, call = make(kind, folder)
-        self.right, _ = make(kind, folder)
-        self.call = call | {"height": 64, "width": 64, "output_type": "latent"}
-        size = sum(p.nbytes for p in denoiser_of(self.pipe).parameters())
-        off = f"{size // 2}B" if offload == "half" else "1GB"
-        self.session = blockswap.attach(self.pipe, device="cpu", offload=off)
-        draw(self.pipe, self.call, steps=10)
-        assert self.session.state == "ready"
-        report = next(iter(self.session.sessions.values())).report()
-        assert (report.resident_bytes > size // 4) == (offload == "half")
-
-    def draw(self, steps: int = 2, **options: Any) -> np.ndarray:
-        expected = draw(self.right, self.call, steps, **options)
-        assert np.array_equal(draw(self.pipe, self.call, steps, **options), expected)
-        return expected
-
-    def edit(self, edit: Edit) -> None:
-        for pipe in (self.pipe, self.right):
-            edit(pipe)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -68,27 +28,6 @@ def flux(tmp_path: Path) -> Pair:
 @pytest.fixture
 def sdxl(tmp_path: Path) -> Pair:
     return Pair("sdxl", tmp_path, "half")
-
-
-def lora(kind: str, seed: int, folder: Path, **options: Any) -> State:
-    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
-
-    pipe, _ = make(kind, folder)
-    parts = {next(iter(denoisers_of(pipe))): ["to_q", "to_k", "proj_mlp", "ff.net.0.proj"]}
-    parts |= {"text_encoder": ["q_proj", "fc1"]} if kind == "sdxl" else {}
-    generator = torch.Generator().manual_seed(seed)
-    state: State = {}
-    for part, targets in parts.items():
-        config = LoraConfig(r=4, target_modules=targets, **options)
-        model = inject_adapter_in_model(config, getattr(pipe, part))
-        for name, value in get_peft_model_state_dict(model).items():
-            noise = 0.1 * torch.randn(value.shape, generator=generator)
-            state[f"{part}.{name}"] = noise + (1.0 if "magnitude" in name else 0.0)
-    return state
-
-
-def loading(state: State, name: str) -> Edit:
-    return lambda pipe: pipe.load_lora_weights(dict(state), adapter_name=name)
 
 
 def two_adapters(kind: str, folder: Path) -> list[Edit]:
@@ -162,13 +101,7 @@ def test_edit_draws_what_it_draws_on_an_unswapped_pipeline(
     todo = edits(kind, tmp_path)
     steps = 2 if when == "between calls" else len(todo) + 1
     plain = both.draw(steps)
-
-    def edit(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
-        if step < len(todo):
-            todo[step](pipe)
-        return {}
-
-    edited = [both.draw(steps, callback_on_step_end=edit)] if when == "between steps" else []
+    edited = [both.draw_while(todo)] if when == "between steps" else []
     edited = edited or [both.edit(each) or both.draw() for each in todo]
     assert any(not np.array_equal(each, plain) for each in edited), "the edits change nothing"
     both.session.detach()

@@ -123,9 +123,14 @@ def test_our_own_hook_under_diffusers_name_is_no_obstacle(model):
     check_attachable(model)
 
 
-def test_layerwise_casting_is_refused_as_not_supported_yet(model):
+def test_layerwise_casting_is_refused_where_it_takes_more_than_a_leaf(model):
+    from diffusers.hooks import apply_layerwise_casting
+
     model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
-    assert_refused(model, "layerwise casting.*not supported yet", UnsupportedError)
+    check_attachable(model)
+    block = model.transformer_blocks[0]
+    apply_layerwise_casting(block, torch.float8_e4m3fn, torch.bfloat16, skip_modules_pattern=None)
+    assert_refused(model, "casting of module 'transformer_blocks.0' as a whole", UnsupportedError)
 
 
 def test_parameters_on_several_devices_are_refused_with_counts(model):

@@ -1,0 +1,129 @@
+"""IP-Adapters, other dtypes, pipelines made of an attached one: all draws as without us."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxImg2ImgPipeline
+from pipeline_pair import Edit, Pair
+from pipelines import draw, noise
+from safetensors.torch import save_file
+
+import blockswap
+
+EMBEDDED = 32  # an image, by its encoder
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def adapter_of(unet: Any, seed: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the random weights of an IP-Adapter that fits a UNet."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    width = unet.config.cross_attention_dim
+    image_proj = {"proj.weight": 0.2 * random(4 * width, EMBEDDED), "proj.bias": random(4 * width)}
+    image_proj |= {"norm.weight": 1 + 0.1 * random(width), "norm.bias": 0.1 * random(width)}
+    attentions = [n.removesuffix(".processor") for n in unet.attn_processors if "attn2" in n]
+    ip_adapter = {
+        f"{2 * number + 1}.to_{each}_ip.weight": 0.2 * random(*layer.weight.shape)
+        for number, name in enumerate(attentions)
+        for each in "kv"
+        for layer in [unet.get_submodule(f"{name}.to_{each}")]
+    }
+    return {"image_proj": image_proj, "ip_adapter": ip_adapter}
+
+
+def from_file(both: Pair) -> Edit:
+    parts = adapter_of(both.right.unet, 1)
+    flat = {f"{part}.{name}": v for part, values in parts.items() for name, v in values.items()}
+    save_file(flat, both.folder / "ip.safetensors")
+    return lambda pipe: pipe.load_ip_adapter(
+        str(both.folder), subfolder="", weight_name="ip.safetensors", image_encoder_folder=None
+    )
+
+
+@pytest.fixture(params=["half", "all"])
+def sdxl(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
+    return Pair("sdxl", tmp_path, request.param)
+
+
+@pytest.mark.parametrize("when", ["between calls", "between steps"])
+def test_ip_adapter_draws_what_it_draws_on_an_unswapped_pipeline(sdxl: Pair, when: str) -> None:
+    edits: list[Edit] = [
+        from_file(sdxl),
+        lambda pipe: pipe.set_ip_adapter_scale(0.4),
+        lambda pipe: pipe.set_ip_adapter_scale({"up": 0.9}),
+        lambda pipe: pipe.unload_ip_adapter(),
+    ]
+    embeds = {"ip_adapter_image_embeds": [noise(2, 1, EMBEDDED)]}
+    if when == "between steps":
+        plain = sdxl.draw(len(edits) + 1, **embeds)
+        assert not np.array_equal(sdxl.draw_while(edits, **embeds), plain)
+    else:
+        drawn = [sdxl.draw(**embeds)]
+        for edit in edits:
+            sdxl.edit(edit)
+            drawn.append(sdxl.draw(**embeds))
+        assert all(not np.array_equal(*two) for two in itertools.pairwise(drawn))
+        assert np.array_equal(drawn[0], drawn[-1])
+    sdxl.settle()
+    sdxl.session.detach()
+    sdxl.draw()
+
+
+def test_two_ip_adapters_on_the_unet_alone(sdxl: Pair) -> None:
+    both = [adapter_of(sdxl.right.unet, seed) for seed in (1, 2)]
+    embeds = {"ip_adapter_image_embeds": [noise(2, 1, EMBEDDED), noise(2, 1, EMBEDDED)]}
+    plain = sdxl.draw()
+    sdxl.edit(lambda pipe: pipe.unet._load_ip_adapter_weights(both))
+    assert not np.array_equal(sdxl.draw(**embeds), plain)
+    sdxl.settle(**embeds)
+    sdxl.draw(**embeds)
+
+
+def test_pipeline_made_of_an_attached_one_draws_the_same(tmp_path: Path) -> None:
+    both = Pair("flux", tmp_path, "half")
+    plain = both.draw()
+    ours, theirs = (FluxImg2ImgPipeline.from_pipe(pipe) for pipe in (both.pipe, both.right))
+    call = both.call | {"image": noise(1, 3, 64, 64).clamp(-1, 1), "strength": 0.9}
+    expected = draw(theirs, call)
+    assert np.array_equal(draw(ours, call), expected)  # streams, though only one is attached
+    config = both.session.config
+    with blockswap.attach(ours, config=config) as session:
+        assert session.sessions["transformer"] is both.session.sessions["transformer"]
+        assert np.array_equal(draw(ours, call), expected)
+        both.session.detach()
+        assert np.array_equal(draw(ours, call), expected)
+        assert session.state != "detached"
+    assert np.array_equal(both.draw(), plain)
+
+
+@pytest.mark.parametrize("way", ["pipeline", "each model"])
+def test_another_dtype_is_computed_with(way: str, tmp_path: Path) -> None:
+    both = Pair("flux", tmp_path, "all")
+    plain = both.draw()
+
+    def widen(pipe: Any) -> None:
+        models = [pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2]
+        for part in [pipe] if way == "pipeline" else models:
+            part.to(torch.float64)
+
+    both.edit(widen)
+    assert not np.array_equal(both.draw(), plain)
+    both.session.detach()
+    both.draw()
+    assert "to" not in vars(both.pipe)
+
+
+def test_pipeline_made_with_another_dtype_leaves_attached_models_theirs(tmp_path: Path) -> None:
+    both = Pair("flux", tmp_path, "all")
+    plain = both.draw()
+    FluxImg2ImgPipeline.from_pipe(both.pipe, dtype=torch.bfloat16)
+    assert np.array_equal(both.draw(), plain)
