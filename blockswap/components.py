@@ -76,7 +76,7 @@ class Components:
         for guest in list(guests):
             if room is None or guest.weight_bytes <= MOST_WHOLE_SHARE * room:
                 continue
-            if _can_stream(guest.module):
+            if can_stream(guest.module):
                 visitors[guest.name] = guest.module
                 guests.remove(guest)
             elif cap is not None and guest.num_bytes > cap:
@@ -127,7 +127,7 @@ def _others_of(pipe: Any, streamed: set[nn.Module], device: torch.device) -> lis
     return guests
 
 
-def _can_stream(module: nn.Module) -> bool:
+def can_stream(module: nn.Module) -> bool:
     """Whether it has blocks, and is called as a module: a VAE's `decode` passes its forward by."""
     if any(hasattr(type(module), name) for name in CALLS if name != "forward"):
         return False
