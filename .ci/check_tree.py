@@ -25,7 +25,7 @@ CAPPED = (
     "tests/**/*.py",
     "tests/**/*.cpp",
     "tests/**/*.h",
-    "benchmarks/*.py",
+    "benchmarks/**/*.py",
     "examples/*.py",
 )
 CPP_SUFFIXES = (".h", ".hpp", ".cuh", ".cpp", ".cu")

@@ -16,7 +16,7 @@
 #   benchmarks/on_gpu.sh packages              sdist, wheel, and a model streamed from the wheel
 #   benchmarks/on_gpu.sh demo                  make demo
 #   benchmarks/on_gpu.sh pipeline:flux         a full-size pipeline, unswapped and streamed: the same picture
-#   benchmarks/on_gpu.sh pipelines:sdxl,flux   whole calls under one cap against the least they can take
+#   benchmarks/on_gpu.sh pipelines:flux,wan22  whole calls under one cap against the least they can take
 #   benchmarks/on_gpu.sh caps:flux[:0,12]      a model under twelve caps and the smallest, or those numbers
 #   benchmarks/on_gpu.sh decode[:0,5]          SDXL with VAE decode under twelve caps
 #   benchmarks/on_gpu.sh contention            what a busy link costs the host

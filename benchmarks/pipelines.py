@@ -1,8 +1,8 @@
 """Whole pipelines under one cap: `python -m benchmarks.pipelines --help`.
 
-The demo's pipelines, all components with random weights, called with a prompt. The unswapped call
-is timed component by component; its reserved memory gives the cap, its times the least that a call
-can take: for each component the longer of its compute and of its absent bytes over the link.
+The pipelines of `benchmarks.recipes`, all components with random weights, called with a prompt.
+Unswapped, they say what each component takes: its memory gives the cap, its time the least that a
+call can take: for each phase the longer of its compute and of its absent bytes over the link.
 """
 
 from __future__ import annotations
@@ -16,168 +16,140 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 import blockswap
 from benchmarks import command_line
+from benchmarks.phases import Part, cap_for, floor_seconds
+from benchmarks.recipes import RECIPES, Recipe, Source
 from blockswap.bench.head import make_head
-from blockswap.bench.rows import GIB, Row, smallest_ring_bytes
+from blockswap.bench.rows import GIB, Row
 from blockswap.components import denoisers_of
-from blockswap.demo.pipelines import FAMILIES, demo_model
-from blockswap.demo.weights import random_module
 from blockswap.guests import CALLS
-from blockswap.pipeline_report import PipelineReport
-from blockswap.room import cap_that_leaves
 
-KEPT_OF_ALL = 0.3  # of all weights: the cap, unless a component needs more
+LEAST_STREAMED = 0.5  # of each denoiser, so that a row says something
 LEARNING_CALLS = 3
 TIMED_CALLS = 3
 
 
-@dataclass
-class Phase:
-    """What one component did in an unswapped call.
-
-    Attributes:
-        seconds: in all its calls.
-        activation_bytes: the most that PyTorch reserved in one, beyond what it held before.
-    """
-
-    seconds: float = 0.0
-    activation_bytes: int = 0
-
-
-def build(family: str, size: str, device: str) -> tuple[Any, dict[str, Any]]:
-    """Return a pipeline on the device and the arguments of its call."""
-    import diffusers
-
-    model = demo_model(family, size)
-    seeds = iter(range(100))
-
-    def draw(make: Callable[[], nn.Module]) -> nn.Module:
-        return random_module(make, model.dtype, torch.device(device), next(seeds))
-
+def build(name: str, size: str, device: str) -> Recipe:
+    """Return a pipeline, silent and on the device, and how it is called."""
     with tempfile.TemporaryDirectory() as folder:
-        parts = model.components(size == "full", draw, Path(folder))
-    pipe = getattr(diffusers, model.pipeline)(**parts)
-    pipe.set_progress_bar_config(disable=True)
-    if hasattr(pipe.vae, "enable_tiling"):
-        pipe.vae.enable_tiling()
-    return pipe.to(device), {"prompt": "a red fox", "num_inference_steps": model.steps} | model.call
+        recipe = RECIPES[name](Source(size == "full", torch.device(device), Path(folder)))
+    recipe.pipe.set_progress_bar_config(disable=True)
+    recipe.pipe.to(device)
+    return recipe
 
 
-def draw_once(pipe: Any, call: dict[str, Any]) -> tuple[np.ndarray, float]:
-    """Return the image or frames, and the seconds that the call took."""
+def draw_once(recipe: Recipe) -> tuple[torch.Tensor, float]:
+    """Return the image or the frames, in host memory, and the seconds that the call took."""
     begin = time.perf_counter()
-    made = pipe(**call, generator=torch.Generator().manual_seed(0), output_type="np")
-    drawn = made.frames if hasattr(made, "frames") else made.images
-    return np.asarray(drawn), time.perf_counter() - begin
+    made = recipe.pipe(**recipe.call, generator=torch.Generator().manual_seed(0), output_type="pt")
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - begin
+    return made[0].cpu(), seconds
 
 
 @contextmanager
-def timed(pipe: Any) -> Iterator[dict[str, Phase]]:
-    """Time the components' calls from outside while the block runs; the host waits for each."""
-    phases = {n: Phase() for n, part in pipe.components.items() if isinstance(part, nn.Module)}
+def watched(pipe: Any, what: str) -> Iterator[dict[str, Part]]:
+    """Watch the components' calls from outside while the block runs; the host waits for each.
+
+    Args:
+        pipe: on the device as a whole.
+        what: "memory" or "seconds": where PyTorch begins with an empty cache, calls take longer.
+    """
+    modules = {n: part for n, part in pipe.components.items() if isinstance(part, nn.Module)}
+    parts = {n: Part(sum(p.nbytes for p in m.parameters())) for n, m in modules.items()}
+    weights = sum(t.nbytes for m in modules.values() for t in [*m.parameters(), *m.buffers()])
     wrapped = []
-    for name, phase in phases.items():
-        part = pipe.components[name]
+    for name, part in parts.items():
+        module = modules[name]
         for method in CALLS:
-            if callable(getattr(type(part), method, None)):
-                setattr(part, method, _timed_call(getattr(part, method), phase))
-                wrapped.append((part, method))
+            if callable(getattr(type(module), method, None)):
+                call, reads = getattr(module, method), what == "memory"
+                setattr(module, method, _watched_call(call, part, parts, weights, reads))
+                wrapped.append((module, method))
     try:
-        yield phases
+        yield parts
     finally:
-        for part, method in wrapped:
-            delattr(part, method)
+        for module, method in wrapped:
+            delattr(module, method)
 
 
-def _timed_call(call: Callable[..., Any], phase: Phase) -> Callable[..., Any]:
+def _watched_call(
+    call: Callable[..., Any],
+    part: Part,
+    parts: dict[str, Part],
+    weight_bytes: int,
+    reads_memory: bool,
+) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         is_gpu = torch.cuda.is_available()
         if is_gpu:
             torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            held = torch.cuda.memory_allocated()
+            if reads_memory:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
         begin = time.perf_counter()
         output = call(*args, **kwargs)
         if is_gpu:
             torch.cuda.synchronize()
-            taken = torch.cuda.max_memory_reserved() - held
-            phase.activation_bytes = max(phase.activation_bytes, taken)
-        phase.seconds += time.perf_counter() - begin
+        part.seconds += time.perf_counter() - begin
+        part.last = sum(other.runs for other in parts.values())
+        part.first = part.first if part.runs else part.last
+        part.runs += 1
+        if is_gpu and reads_memory:
+            allocated = torch.cuda.max_memory_allocated() - weight_bytes
+            reserved = torch.cuda.max_memory_reserved() - weight_bytes
+            part.activation_bytes = max(part.activation_bytes, allocated)
+            part.reserved_bytes = max(part.reserved_bytes, reserved)
         return output
 
     return run
 
 
-def cap_for(pipe: Any, phases: dict[str, Phase]) -> int:
-    """Return 30 % of all weights, or what the component that needs most needs at its least."""
-    modules = {n: pipe.components[n] for n in phases}
-    weights = {n: sum(p.nbytes for p in m.parameters()) for n, m in modules.items()}
-    needed = [KEPT_OF_ALL * sum(weights.values())]
-    for name, module in modules.items():
-        least = weights[name]
-        if name in denoisers_of(pipe):
-            least += smallest_ring_bytes(module) - blockswap.leaf_bytes(module)
-        needed.append(phases[name].activation_bytes + least)
-    return cap_that_leaves(int(max(needed)))
-
-
-def floor_seconds(phases: dict[str, Phase], report: PipelineReport, runs: dict[str, int]) -> float:
-    """Return the least that a call can take on this link with this much memory.
-
-    Args:
-        phases: of the unswapped call.
-        report: says what stays and what streams.
-        runs: steps of each denoiser in a call; other components run once.
-    """
-    speeds = [part.idle_link_gb_per_s for part in report.parts.values()]
-    link = 1e9 * max(speed for speed in speeds if speed)
-    seconds = 0.0
-    for name, phase in phases.items():
-        if name in report.guests:
-            absent = report.guests[name].weight_bytes
-        else:
-            part = report.parts[name]
-            absent = part.resident_bytes + runs.get(name, 1) * part.streamed_bytes
-        seconds += max(phase.seconds, absent / link)
-    return seconds
-
-
-def run_family(family: str, size: str, device: str) -> Row:
+def run_recipe(name: str, size: str, device: str) -> Row:
     """Return one pipeline's row."""
-    pipe, call = build(family, size, device)
-    draw_once(pipe, call)
-    expected, unswapped_s = draw_once(pipe, call)
-    with timed(pipe) as phases:
-        draw_once(pipe, call)
+    recipe = build(name, size, device)
+    pipe = recipe.pipe
+    with watched(pipe, "memory") as parts:
+        draw_once(recipe)
+    expected, unswapped_s = draw_once(recipe)
+    with watched(pipe, "seconds") as timed:
+        draw_once(recipe)
+    for part_name, part in parts.items():
+        part.seconds = timed[part_name].seconds
     pipe.to("cpu")
     gc.collect()
     options: dict[str, Any] = {"offload": "1TB"}
     if device != "cpu":
         torch.cuda.empty_cache()
-        options = {"vram": cap_for(pipe, phases)}
+        options = {"vram": cap_for(pipe, parts)}
+    drawn = []
     with blockswap.attach(pipe, device=device, **options) as session:
-        drawn = [draw_once(pipe, call) for _ in range(LEARNING_CALLS + TIMED_CALLS)]
+        for _ in range(LEARNING_CALLS + TIMED_CALLS):
+            image, seconds = draw_once(recipe)
+            drawn.append((torch.equal(image, expected), seconds))
         report = session.report()
     peaks = [part.peak_device_bytes for part in report.parts.values()]
     peaks += [guest.peak_bytes for guest in report.guests.values()]
     call_s = statistics.median(seconds for _, seconds in drawn[LEARNING_CALLS:])
-    runs = dict.fromkeys(denoisers_of(pipe), call["num_inference_steps"])
-    floor_s = floor_seconds(phases, report, runs)
-    return {
-        "model": family,
+    link = max(part.idle_link_gb_per_s or 0.0 for part in report.parts.values())
+    floor_s = floor_seconds(parts, options.get("vram", 0), 1e9 * link)
+    shares = [report.parts[n].streamed_bytes / parts[n].weight_bytes for n in denoisers_of(pipe)]
+    row: Row = {
+        "model": name,
         "engine": "blockswap",
-        "settings": options | {"call": {k: v for k, v in call.items() if k != "prompt"}},
-        "status": "ok",
+        "pipeline": type(pipe).__name__,
+        "dtype": str(expected.dtype).removeprefix("torch."),
+        "settings": options | {"call": _stated(recipe.call)},
+        "tiling": recipe.tiling,
+        "note": recipe.note,
         "cap_bytes": options.get("vram"),
         "peak_device_bytes": max((peak for peak in peaks if peak), default=0),
         "call_s": call_s,
@@ -185,39 +157,81 @@ def run_family(family: str, size: str, device: str) -> Row:
         "unswapped_call_s": unswapped_s,
         "floor_s": floor_s,
         "call_over_floor": call_s / floor_s,
-        "phases_s": {name: phase.seconds for name, phase in phases.items()},
-        "activation_bytes": {name: phase.activation_bytes for name, phase in phases.items()},
-        "streamed_bytes": {name: part.streamed_bytes for name, part in report.parts.items()},
-        "leaf_bytes": {name: part.leaf_bytes for name, part in report.parts.items()},
-        "whole_bytes": {name: guest.weight_bytes for name, guest in report.guests.items()},
-        "bit_identical": all(np.array_equal(image, expected) for image, _ in drawn),
+        "link_gb_per_s": link,
+        "phases_s": {n: part.seconds for n, part in parts.items()},
+        "runs": {n: part.runs for n, part in parts.items()},
+        "weight_bytes": {n: part.weight_bytes for n, part in parts.items()},
+        "activation_bytes": {n: part.activation_bytes for n, part in parts.items()},
+        "reserved_bytes": {n: part.reserved_bytes for n, part in parts.items()},
+        "streamed_bytes": {n: part.streamed_bytes for n, part in report.parts.items()},
+        "whole_bytes": {n: guest.weight_bytes for n, guest in report.guests.items()},
+        "denoiser_streamed_share": min(shares),
+        "drawn_std": expected.double().std().item(),
+        "bit_identical": all(same for same, _ in drawn),
     }
+    return row | {"status": verdict(row)}
+
+
+def _stated(call: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers among the arguments: a result file needs no pictures."""
+    return {name: value for name, value in call.items() if isinstance(value, (int, float))}
+
+
+def verdict(row: Row) -> str:
+    """Return "ok", or what a row does not fulfil."""
+    missed = []
+    if not row["bit_identical"]:
+        missed.append("another image than unswapped")
+    if not row["drawn_std"] > 0:
+        missed.append("the unswapped image shows nothing")
+    if row["cap_bytes"] is not None and row["peak_device_bytes"] > row["cap_bytes"]:
+        missed.append(
+            f"the peak is {row['peak_device_bytes'] - row['cap_bytes']} bytes over the cap"
+        )
+    if row["denoiser_streamed_share"] < LEAST_STREAMED:
+        missed.append(f"only {row['denoiser_streamed_share']:.0%} of a denoiser streams")
+    return f"missed: {'; '.join(missed)}" if missed else "ok"
+
+
+def one_line(row: Row) -> str:
+    """Return a row for the eye."""
+    if "call_s" not in row:
+        return f"{row['model']}: {row['status']}"
+    return (
+        f"{row['model']}: {row['call_s']:.2f} s a call, {row['call_over_floor']:.3f} of the least"
+        f" {row['floor_s']:.2f} s, unswapped {row['unswapped_call_s']:.2f} s; cap"
+        f" {(row['cap_bytes'] or 0) / GIB:.2f} GiB, peak {row['peak_device_bytes'] / GIB:.2f};"
+        f" {row['denoiser_streamed_share']:.0%} streams; identical {row['bit_identical']};"
+        f" {row['status']}"
+    )
 
 
 def main() -> None:
-    """Measure the named families; each row is written as it comes."""
+    """Measure the named recipes; each row is written as it comes, also that of a failure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default="sdxl,flux,wan")
+    parser.add_argument("--models", default=",".join(RECIPES), help=f"of {', '.join(RECIPES)}")
     parser.add_argument("--size", default="full", choices=["full", "tiny"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    strange = [name for name in options.models.split(",") if name not in FAMILIES]
+    names = options.models.split(",")
+    strange = [name for name in names if name not in RECIPES]
     if strange:
-        parser.error(f"unknown model {strange[0]}: choose from {', '.join(FAMILIES)}")
+        parser.error(f"unknown model {strange[0]}: choose from {', '.join(RECIPES)}")
     head, rows = make_head(command_line(sys.argv)), []
-    for family in options.models.split(","):
-        with torch.no_grad():
-            rows.append(run_family(family, options.size, options.device))
-        row = rows[-1]
-        options.out.write_text(json.dumps(head | {"rows": rows}, indent=1, default=str) + "\n")
-        print(
-            f"{family}: {row['call_s']:.2f} s a call, least {row['floor_s']:.2f} s, unswapped"
-            f" {row['unswapped_call_s']:.2f} s; cap {(row['cap_bytes'] or 0) / GIB:.2f} GiB, peak"
-            f" {row['peak_device_bytes'] / GIB:.2f}; identical {row['bit_identical']}",
-            flush=True,
-        )
+    for name in names:
+        try:
+            with torch.no_grad():
+                row = run_recipe(name, options.size, options.device)
+        except Exception as error:  # noqa: BLE001  # the rows of the others count
+            row = {"model": name, "status": f"error: {type(error).__name__}: {error}"}
+        rows.append(row)
+        options.out.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n")
+        print(one_line(row), flush=True)
         gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    sys.exit(any(row["status"] != "ok" for row in rows))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ class Components:
         for guest in list(guests):
             if guest.weight_bytes <= _most_whole_bytes(room):
                 continue
-            if _can_stream(guest.module):
+            if can_stream(guest.module):
                 visitors[guest.name] = guest.module
                 guests.remove(guest)
             elif cap is not None and guest.num_bytes > cap:
@@ -135,7 +135,7 @@ def _others_of(pipe: Any, streamed: set[nn.Module], device: torch.device) -> lis
     return guests
 
 
-def _can_stream(module: nn.Module) -> bool:
+def can_stream(module: nn.Module) -> bool:
     """Whether it has blocks, and is called as a module: a VAE's `decode` passes its forward by."""
     if any(hasattr(type(module), name) for name in CALLS if name != "forward"):
         return False

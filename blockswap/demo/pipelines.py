@@ -125,7 +125,7 @@ def _sdxl_components(full: bool, draw: Draw, folder: Path) -> dict[str, Any]:
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 
     widths = (320, 640, 1280) if full else (32, 64, 128)
-    text, text_2 = _clip_config(full, 768, 12), _clip_config(full, 1280, 32)
+    text, text_2 = clip_config(full, 768, 12), clip_config(full, 1280, 32)
     unet = draw(
         lambda: UNet2DConditionModel(
             sample_size=128 if full else 32,
@@ -146,7 +146,7 @@ def _sdxl_components(full: bool, draw: Draw, folder: Path) -> dict[str, Any]:
 
     return {
         "unet": unet,
-        "vae": draw(lambda: AutoencoderKL(**_vae_config(full, 4), scaling_factor=0.13025)),
+        "vae": draw(lambda: AutoencoderKL(**vae_config(full, 4), scaling_factor=0.13025)),
         "text_encoder": draw(lambda: CLIPTextModel(text)),
         "text_encoder_2": draw(lambda: CLIPTextModelWithProjection(text_2)),
         "tokenizer": save_clip_tokenizer(folder / "tokenizer", text.vocab_size),
@@ -185,8 +185,8 @@ def _flux_components(full: bool, draw: Draw, folder: Path) -> dict[str, Any]:
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
     from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
-    text = _clip_config(full, 768, 12)
-    text_2 = T5Config(**_t5_config(full, 32128))
+    text = clip_config(full, 768, 12)
+    text_2 = T5Config(**t5_config(full, 32128))
     return {
         "transformer": draw(
             lambda: FluxTransformer2DModel(
@@ -203,7 +203,7 @@ def _flux_components(full: bool, draw: Draw, folder: Path) -> dict[str, Any]:
         ),
         "vae": draw(
             lambda: AutoencoderKL(
-                **_vae_config(full, 16),
+                **vae_config(full, 16),
                 scaling_factor=0.3611,
                 shift_factor=0.1159,
                 use_quant_conv=False,
@@ -243,7 +243,7 @@ def _wan_components(full: bool, draw: Draw, folder: Path) -> dict[str, Any]:
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
     from transformers import UMT5Config, UMT5EncoderModel
 
-    text = UMT5Config(**_t5_config(full, 256384))
+    text = UMT5Config(**t5_config(full, 256384))
     return {
         "transformer": draw(
             lambda: WanTransformer3DModel(
@@ -269,7 +269,8 @@ def _wan_components(full: bool, draw: Draw, folder: Path) -> dict[str, Any]:
 FAMILIES: dict[str, Callable[[str], DemoModel]] = {"sdxl": _sdxl, "flux": _flux, "wan": _wan}
 
 
-def _clip_config(full: bool, width: int, num_layers: int) -> Any:
+def clip_config(full: bool, width: int, num_layers: int) -> Any:
+    """A CLIP text encoder of that width."""
     from transformers import CLIPTextConfig
 
     num_tokens = 49408 if full else 2048
@@ -287,7 +288,8 @@ def _clip_config(full: bool, width: int, num_layers: int) -> Any:
     )
 
 
-def _t5_config(full: bool, num_tokens: int) -> dict[str, Any]:
+def t5_config(full: bool, num_tokens: int) -> dict[str, Any]:
+    """T5-XXL or UMT5-XXL but for its depth: 2 layers, which the demo draws in little time."""
     return {
         "vocab_size": num_tokens if full else 256,
         "d_model": 4096 if full else 64,
@@ -299,7 +301,8 @@ def _t5_config(full: bool, num_tokens: int) -> dict[str, Any]:
     }
 
 
-def _vae_config(full: bool, latent_channels: int) -> dict[str, Any]:
+def vae_config(full: bool, latent_channels: int) -> dict[str, Any]:
+    """The VAE of SDXL, SD3 and FLUX."""
     return {
         "block_out_channels": (128, 256, 512, 512) if full else (32, 32, 64, 64),
         "layers_per_block": 2 if full else 1,
