@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from blockswap.errors import ConfigError, UseError
+from blockswap.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,6 @@ DEVIATIONS = (
         "wants a model's first parameter on the CPU between forwards; ours stays on the device, so"
         " that code that asks it for the model's device is told the right one",
         pytest.RaisesExc(AssertionError),
-    ),
-    Deviation(
-        "*::test_group_offloading_with_layerwise_casting*",
-        "layerwise casting is not supported yet: it replaces weights during a forward",
-        pytest.RaisesExc(UseError, match="changed during a forward"),
     ),
     Deviation(
         "*::test_group_offloading_with_disk*",
