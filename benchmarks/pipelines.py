@@ -126,12 +126,11 @@ def run_recipe(name: str, size: str, device: str) -> Row:
         part.seconds = timed[part_name].seconds
     pipe.to("cpu")
     gc.collect()
-    options: dict[str, Any] = {"offload": "1TB"}
-    if device != "cpu":
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
-        options = {"vram": cap_for(pipe, parts)}
+    cap_bytes = cap_for(pipe, parts)
     drawn = []
-    with blockswap.attach(pipe, device=device, **options) as session:
+    with blockswap.attach(pipe, device=device, vram=cap_bytes) as session:
         for _ in range(LEARNING_CALLS + TIMED_CALLS):
             image, seconds = draw_once(recipe)
             drawn.append((torch.equal(image, expected), seconds))
@@ -140,17 +139,17 @@ def run_recipe(name: str, size: str, device: str) -> Row:
     peaks += [guest.peak_bytes for guest in report.guests.values()]
     call_s = statistics.median(seconds for _, seconds in drawn[LEARNING_CALLS:])
     link = max(part.idle_link_gb_per_s or 0.0 for part in report.parts.values())
-    floor_s = floor_seconds(parts, options.get("vram", 0), 1e9 * link)
+    floor_s = floor_seconds(parts, cap_bytes, 1e9 * link)
     shares = [report.parts[n].streamed_bytes / parts[n].weight_bytes for n in denoisers_of(pipe)]
     row: Row = {
         "model": name,
         "engine": "blockswap",
         "pipeline": type(pipe).__name__,
         "dtype": str(expected.dtype).removeprefix("torch."),
-        "settings": options | {"call": _stated(recipe.call)},
+        "settings": {"vram": cap_bytes, "call": _stated(recipe.call)},
         "tiling": recipe.tiling,
         "note": recipe.note,
-        "cap_bytes": options.get("vram"),
+        "cap_bytes": cap_bytes,
         "peak_device_bytes": max((peak for peak in peaks if peak), default=0),
         "call_s": call_s,
         "first_call_s": drawn[0][1],
@@ -184,7 +183,7 @@ def verdict(row: Row) -> str:
         missed.append("another image than unswapped")
     if not row["drawn_std"] > 0:
         missed.append("the unswapped image shows nothing")
-    if row["cap_bytes"] is not None and row["peak_device_bytes"] > row["cap_bytes"]:
+    if row["peak_device_bytes"] > row["cap_bytes"]:
         missed.append(
             f"the peak is {row['peak_device_bytes'] - row['cap_bytes']} bytes over the cap"
         )
@@ -200,7 +199,7 @@ def one_line(row: Row) -> str:
     return (
         f"{row['model']}: {row['call_s']:.2f} s a call, {row['call_over_floor']:.3f} of the least"
         f" {row['floor_s']:.2f} s, unswapped {row['unswapped_call_s']:.2f} s; cap"
-        f" {(row['cap_bytes'] or 0) / GIB:.2f} GiB, peak {row['peak_device_bytes'] / GIB:.2f};"
+        f" {row['cap_bytes'] / GIB:.2f} GiB, peak {row['peak_device_bytes'] / GIB:.2f};"
         f" {row['denoiser_streamed_share']:.0%} streams; identical {row['bit_identical']};"
         f" {row['status']}"
     )

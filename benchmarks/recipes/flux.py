@@ -21,7 +21,7 @@ def flux(source: Source) -> Recipe:
     size = "full" if source.full else "tiny"
     parts = demo_model("flux", size).components(source.full, source.module, source.folder)
     parts["text_encoder_2"] = source.module(t5_encoder(source.full))  # the demo's is less deep
-    pixels = 1024 if source.full else 256
+    pixels = 1024 if source.full else 128
     call = {
         "prompt": PROMPT,
         "height": pixels,

@@ -24,8 +24,8 @@ def hunyuanvideo(source: Source) -> Recipe:
     text_2 = clip_config(full, 768, 12)
     text = LlamaConfig(
         vocab_size=128320 if full else 512,
-        hidden_size=4096 if full else 64,
-        intermediate_size=14336 if full else 128,
+        hidden_size=4096 if full else 128,
+        intermediate_size=14336 if full else 1024,
         num_hidden_layers=32 if full else 4,
         num_attention_heads=32 if full else 4,
         num_key_value_heads=8 if full else 2,
@@ -36,10 +36,10 @@ def hunyuanvideo(source: Source) -> Recipe:
         pad_token_id=0,
     )
     small = {
-        "num_attention_heads": 4,
+        "num_attention_heads": 6,
         "attention_head_dim": 32,
         "num_layers": 3,
-        "num_single_layers": 6,
+        "num_single_layers": 8,
         "num_refiner_layers": 1,
         "text_embed_dim": text.hidden_size,
         "pooled_projection_dim": text_2.hidden_size,
@@ -69,8 +69,8 @@ def hunyuanvideo(source: Source) -> Recipe:
             "template": template,
             "crop_start": num_words(template[: template.index("{}")]),
         },
-        "height": 480 if full else 96,
-        "width": 832 if full else 160,
+        "height": 480 if full else 64,
+        "width": 832 if full else 96,
         "num_frames": 33 if full else 5,
         "guidance_scale": 6.0,
         "max_sequence_length": 256 if full else 32,

@@ -24,10 +24,10 @@ def ltx(source: Source) -> Recipe:
     full = source.full
     text_encoder = source.module(t5_encoder(full))
     small = {
-        "num_attention_heads": 4,
+        "num_attention_heads": 6,
         "attention_head_dim": 32,
-        "cross_attention_dim": 128,
-        "num_layers": 4,
+        "cross_attention_dim": 192,
+        "num_layers": 10,
         "caption_channels": text_encoder.config.d_model,
     }
     small_vae = {

@@ -20,10 +20,10 @@ def qwen(source: Source) -> Recipe:
     text = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": 152064 if full else 512,
-            "hidden_size": 3584 if full else 64,
-            "intermediate_size": 18944 if full else 128,
-            "num_hidden_layers": 28 if full else 3,
-            "num_attention_heads": 28 if full else 4,
+            "hidden_size": 3584 if full else 128,
+            "intermediate_size": 18944 if full else 1024,
+            "num_hidden_layers": 28 if full else 9,
+            "num_attention_heads": 28 if full else 8,
             "num_key_value_heads": 4 if full else 2,
             "max_position_embeddings": 128000,
             "rms_norm_eps": 1e-6,
@@ -39,13 +39,13 @@ def qwen(source: Source) -> Recipe:
             "hidden_size": 1280 if full else 32,
             "intermediate_size": 3420 if full else 64,
             "num_heads": 16 if full else 2,
-            "out_hidden_size": 3584 if full else 64,
+            "out_hidden_size": 3584 if full else 128,
         },
     )
     small = {
-        "num_layers": 4,
+        "num_layers": 8,
         "attention_head_dim": 32,
-        "num_attention_heads": 4,
+        "num_attention_heads": 6,
         "joint_attention_dim": text.text_config.hidden_size,
         "axes_dims_rope": (8, 12, 12),
     }
@@ -60,7 +60,7 @@ def qwen(source: Source) -> Recipe:
         # Without arguments: as published.
         vae=source.module(
             lambda: AutoencoderKLQwenImage(
-                base_dim=96 if full else 16, num_res_blocks=2 if full else 1
+                base_dim=96 if full else 8, num_res_blocks=2 if full else 1
             )
         ),
         text_encoder=source.module(lambda: Qwen2_5_VLForConditionalGeneration(text)),

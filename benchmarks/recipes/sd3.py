@@ -25,7 +25,7 @@ def sd35(source: Source) -> Recipe:
     transformer = source.module(
         lambda: SD3Transformer2DModel(
             sample_size=128 if full else 32,
-            num_layers=38 if full else 4,
+            num_layers=38 if full else 12,
             attention_head_dim=64 if full else 16,
             num_attention_heads=38 if full else 8,
             joint_attention_dim=t5.config.d_model,
@@ -55,7 +55,7 @@ def sd35(source: Source) -> Recipe:
         text_encoder_3=t5,
         tokenizer_3=save_t5_tokenizer(folder / "tokenizer_3"),
     )
-    pixels = 1024 if full else 256
+    pixels = 1024 if full else 128
     call = {
         "prompt": PROMPT,
         "height": pixels,

@@ -46,8 +46,8 @@ def wan22(source: Source) -> Recipe:
     pipe.vae.enable_tiling()
     call = {
         "prompt": PROMPT,
-        "height": 480 if full else 96,
-        "width": 832 if full else 160,
+        "height": 480 if full else 64,
+        "width": 832 if full else 96,
         "num_frames": 33 if full else 5,
         "guidance_scale": 4.0,
         "guidance_scale_2": 3.0,
