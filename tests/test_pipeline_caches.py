@@ -130,14 +130,15 @@ def test_what_is_skipped_is_skipped_as_on_an_unswapped_pipeline(
     both.draw(6)
 
 
-@pytest.mark.parametrize("enable", [first_block(1.0), faster], ids=["first block", "faster"])
-def test_cache_stays_on_while_adapters_come_and_go(enable: Edit, tmp_path: Path) -> None:
-    both = Pair("flux", tmp_path, "half")
+@pytest.mark.parametrize("case", ["first block, flux", "faster, sd3, residents"])
+def test_cache_stays_on_while_adapters_come_and_go(case: str, tmp_path: Path) -> None:
+    kind, enable, offload = CASES[case]
+    both = Pair(kind, tmp_path, offload)
     counted = [count_rows(pipe) for pipe in (both.pipe, both.right)]
     plain = both.draw(6)
     whole = counted[1].rows
     both.edit(enable)
-    both.edit(loading(lora("flux", 1, tmp_path), "one"))
+    both.edit(loading(lora(kind, 1, tmp_path), "one"))
     for edit in (lambda _: None, lambda pipe: pipe.unload_lora_weights()):
         both.edit(edit)
         for each in counted:

@@ -49,6 +49,12 @@ def from_file(both: Pair) -> Edit:
     )
 
 
+def taken_bytes(both: Pair) -> int:
+    """Return the bytes of weights that stream or could."""
+    report = both.session.report().parts["unet"]
+    return int(report.resident_bytes + report.streamed_bytes)
+
+
 @pytest.fixture(params=["half", "all"])
 def sdxl(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
     return Pair("sdxl", tmp_path, request.param)
@@ -81,11 +87,12 @@ def test_ip_adapter_draws_what_it_draws_on_an_unswapped_pipeline(sdxl: Pair, whe
 def test_two_ip_adapters_on_the_unet_alone(sdxl: Pair) -> None:
     both = [adapter_of(sdxl.right.unet, seed) for seed in (1, 2)]
     embeds = {"ip_adapter_image_embeds": [noise(2, 1, EMBEDDED), noise(2, 1, EMBEDDED)]}
-    plain = sdxl.draw()
+    plain, taken = sdxl.draw(), taken_bytes(sdxl)
     sdxl.edit(lambda pipe: pipe.unet._load_ip_adapter_weights(both))
     assert not np.array_equal(sdxl.draw(**embeds), plain)
     sdxl.settle(**embeds)
     sdxl.draw(**embeds)
+    assert taken_bytes(sdxl) > taken + sum(v.nbytes for v in both[0]["ip_adapter"].values())
 
 
 def test_pipeline_made_of_an_attached_one_draws_the_same(tmp_path: Path) -> None:
