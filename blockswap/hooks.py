@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -168,6 +169,18 @@ class _Door:
                 del self._module.forward
             else:
                 self._module.forward = self._had
+
+
+@contextlib.contextmanager
+def bared(models: list[nn.Module]) -> Iterator[None]:
+    """Have no shim of a pipeline on the models: a door that is put on top of it goes with it."""
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            if "_diffusers_hook" in model.__dict__:
+                from blockswap import shim  # diffusers is there, then
+
+                stack.enter_context(shim.taken_off(model))
+        yield
 
 
 def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., None]]:

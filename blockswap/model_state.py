@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from blockswap import _C
-from blockswap.binding import Gate, Unit, WatchedParameters, is_alike
+from blockswap.binding import Gate, Unit, WatchedParameters, is_alike, unwatch
 from blockswap.blocks import Block
 from blockswap.config import ResolvedConfig, SwapConfig
 from blockswap.device_memory import DeviceMemory
@@ -71,7 +71,7 @@ class ModelState:
             self.fixed = FixedTensors(self.model, managed, self.device)
             self.host = Host(self.binding, self.driver, self.config.host_memory_bytes)
         except BaseException:
-            self._unwatch()
+            unwatch(self._plain)
             raise
         self.is_taken = True
         try:
@@ -130,7 +130,7 @@ class ModelState:
             for (_, _, parameter), origin in zip(self._entries, self._origins, strict=True):
                 if parameter.device != origin:
                     _C.set_data(parameter, parameter.detach().to(origin))
-            self._unwatch()
+            unwatch(self._plain)
             self.fixed.to_origin()
             self.unit_of, self.units = {}, {}
             self.gate.touched.clear()
@@ -138,14 +138,6 @@ class ModelState:
             del self.placement, self.binding, self.host, self.engine
             self.is_taken = False
         self.is_detached = self.is_detached or detach
-
-    def _unwatch(self) -> None:
-        for module, plain in self._plain.items():
-            if isinstance(module._parameters, WatchedParameters):
-                values = dict.copy(module._parameters)
-                plain.clear()
-                plain.update(values)
-                module._parameters = plain
 
     # Device addresses ----------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from blockswap.binding import ONE_CALLER, Gate, Unit
 from blockswap.blocks import Block, find_blocks, still_there
 from blockswap.config import SwapConfig
 from blockswap.errors import UseError
-from blockswap.hooks import Hooks
+from blockswap.hooks import Hooks, bared
 from blockswap.learning import shape_key
 from blockswap.model_state import ModelState
 from blockswap.preflight import edited_in_forward, refuse_grad
@@ -158,7 +158,8 @@ class Session:
                 refuse_grad(self.model, needed, (*args, *kwargs.values()))
             with torch.inference_mode(mode=False), torch.no_grad():
                 if self._state.is_restructured() or not self._state.reconcile():
-                    self._rebuild()
+                    with bared(self._members):
+                        self._rebuild()
                 continues = self._go_on(module, args, kwargs)
             self.retry.note()
             self.gate.owner = threading.get_ident()
@@ -295,9 +296,8 @@ class Session:
         self._hooks = None
         self._steward.stop()
         self._state.give_back(detach=False)
-        explicit = cast("tuple[nn.Module | str, ...] | None", self.config.blocks)
-        self._blocks = find_blocks(self.model, still_there(self.model, explicit))
-        self._state.blocks = self._blocks
+        given = cast("tuple[nn.Module | str, ...] | None", self.config.blocks)
+        self._blocks = self._state.blocks = find_blocks(self.model, still_there(self.model, given))
         try:
             self._start()
         except Exception as error:

@@ -8,8 +8,10 @@ function is wrapped, so that ours comes back instead.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +61,19 @@ def remove(model: nn.Module) -> None:
     if model in _given_a_registry and not registry.hooks:
         del model._diffusers_hook
     _given_a_registry.discard(model)
+
+
+@contextlib.contextmanager
+def taken_off(model: nn.Module) -> Iterator[None]:
+    """Have no shim on a model inside the block: what lies under it may be exchanged."""
+    registry = model.__dict__.get("_diffusers_hook")
+    found = None if registry is None else registry.get_hook(NAME)
+    remove(model)
+    try:
+        yield
+    finally:
+        if isinstance(found, Shim):
+            register(model, found.config)
 
 
 def _wrap_reapply() -> None:
