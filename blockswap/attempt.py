@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,7 +12,15 @@ from torch import nn
 PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))
 # What every module has, and what of it calls do not change.
 _OWN = frozenset(vars(nn.Module())) - {"training"}
-OURS = "_blockswap_forward"  # marks a forward that we have put on a module
+OURS = "_blockswap_forward"  # where a forward that we have put on a module bears a Mark
+
+
+class Mark(Protocol):
+    """Tells a forward of ours from a wrapper around it, which bears the same mark."""
+
+    @property
+    def forward(self) -> object:
+        """Return the one that is marked."""
 
 
 class Attempt:
@@ -136,7 +144,8 @@ def is_foreign(module: nn.Module, forward: Any) -> bool:
 
     diffusers' hooks put theirs there; whether one of them keeps state is told by the hook.
     """
-    if forward is None or hasattr(forward, OURS):
+    mark: Mark | None = getattr(forward, OURS, None)
+    if forward is None or (mark is not None and mark.forward is forward):
         return False
     function = forward.func if isinstance(forward, functools.partial) else forward
     function = getattr(function, "__func__", function)

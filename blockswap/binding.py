@@ -116,6 +116,15 @@ class Gate:
             fetch(unit)
 
 
+class TurnGate(Gate):
+    """The gate of a component that is on the device whole: open while it computes."""
+
+    def note(self, unit: Unit, reader: FrameType) -> None:
+        """Somebody reads a parameter; who is not the component itself may write it."""
+        if not self.is_open and not reads_metadata(reader):
+            self.touched.add(unit)
+
+
 class WatchedParameters(_C.WatchedDict):
     """A module's ``_parameters`` while attached: an access between forwards may be an edit.
 
@@ -162,6 +171,16 @@ class WatchedParameters(_C.WatchedDict):
             "a model that blockswap streams cannot be copied or pickled as it is: call"
             " session.pause() first, or save model.state_dict()"
         )
+
+
+def unwatch(plain: dict[nn.Module, dict[str, nn.Parameter | None]]) -> None:
+    """Give modules their own ``_parameters`` back, with what is in the watched ones now."""
+    for module, own in plain.items():
+        if isinstance(module._parameters, WatchedParameters):
+            values = dict.copy(module._parameters)
+            own.clear()
+            own.update(values)
+            module._parameters = own
 
 
 def weights_of(module: nn.Module) -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ _MODULE_FILE = nn.Module.__getattr__.__code__.co_filename
 _DOORS_FILE = __file__.replace("callers.py", "hooks.py")
 # Functions of diffusers and transformers that ask a module's parameters for nothing but that.
 _METADATA_READERS = frozenset(
-    {"get_parameter_dtype", "get_parameter_device", "get_first_parameter_dtype"}
+    {"get_parameter_dtype", "get_parameter_device", "get_first_parameter_dtype", "dtype", "device"}
 )
 
 
@@ -39,8 +39,12 @@ def reader() -> FrameType:
 
 def reads_metadata(frame: FrameType) -> bool:
     """Whether whoever asks wants a parameter's dtype, device, shape or class, not its values."""
-    code = frame.f_code
-    return code.co_name in _METADATA_READERS or _drops_values(code, frame.f_lasti)
+    code, caller = frame.f_code, frame.f_back
+    # `next(p.dtype for p in self.parameters())`, as transformers has it.
+    name = code.co_name
+    if name == "<genexpr>" and caller is not None:
+        name = caller.f_code.co_name
+    return name in _METADATA_READERS or _drops_values(code, frame.f_lasti)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -18,7 +18,9 @@ class FixedTensors:
     """
 
     def __init__(self, model: nn.Module, managed: set[nn.Parameter], device: torch.device) -> None:
+        self._model = model
         self._device = device
+        self._origin = next((p.device for p in model.parameters()), device)  # of all: preflight
         self._parameters: list[tuple[nn.Parameter, torch.device]] = []
         self._buffers: list[tuple[nn.Module, str, torch.device]] = []
         self._homes: dict[nn.Parameter, torch.Tensor] = {}  # host memory to go back to
@@ -48,9 +50,15 @@ class FixedTensors:
             raise
 
     def to_origin(self) -> None:
-        """Bring them back to where each one came from."""
+        """Bring them back to where each one came from.
+
+        A parameter that came in meanwhile, made of one that lay on the device, goes with them.
+        """
         self._homes.clear()
         self._move(None)
+        for parameter in self._model.parameters():
+            if parameter.device == self._device != self._origin:
+                _C.set_data(parameter, parameter.detach().to(self._origin))
         self.are_away = False
 
     def leave(self) -> None:

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from blockswap import _C
 from blockswap.attached import allow_copies, refuse_copies
 from blockswap.attempt import OURS, Attempt, Stillness
+from blockswap.binding import TurnGate, Unit, WatchedParameters, unwatch, weights_of
 from blockswap.sizes import format_bytes
 
 CALLS = ("forward", "encode", "decode")  # by which a component is used from outside
@@ -66,6 +68,7 @@ class Guest:
     Attributes:
         name: of the component.
         num_bytes: what a turn takes on the device.
+        gate: open while it computes; a weight that is read otherwise may be written.
         turns: how many there were.
         peak_bytes: the most that the device held in one.
         turn_bytes: the most that PyTorch took for a turn beyond what its tensors held before; None
@@ -78,6 +81,9 @@ class Guest:
         self.turns = self.peak_bytes = 0
         self.turn_bytes: int | None = None
         self._device = device
+        self.gate = TurnGate()
+        self._plain: dict[nn.Module, dict[str, nn.Parameter | None]] = {}  # while it is watched
+        self._known: set[torch.Tensor] = set()  # when its turn began
         self._away: list[tuple[torch.Tensor, torch.Tensor, int | None]] = []
         self._handles: list[RemovableHandle] = []
         self._calls: dict[str, Callable[..., Any]] = {}
@@ -144,7 +150,7 @@ class Guest:
                     raise
             return call(*args, **kwargs)  # there is more room now
 
-        setattr(call, OURS, True)
+        setattr(call, OURS, SimpleNamespace(forward=call))
         return call
 
     def unwatch(self) -> None:
@@ -161,28 +167,52 @@ class Guest:
     @torch.no_grad()
     def enter(self) -> None:
         """Move to the device; on failure nothing has moved."""
+        tensors = self._tensors()
+        self._known = set(tensors)
         try:
-            for tensor in self._tensors():
+            for tensor in tensors:
                 if tensor.device != self._device:
                     home = tensor.detach()
                     _C.set_data(tensor, home.to(self._device))
                     # Operators write running statistics without counting a version.
                     version = tensor._version if isinstance(tensor, nn.Parameter) else None
                     self._away.append((tensor, home, version))
+            if self._away:
+                self._watch_reads()
         except BaseException:
             self.leave()
             raise
 
+    def _watch_reads(self) -> None:
+        for module in self.module.modules():
+            if weights := weights_of(module):
+                unit = Unit(len(self._plain), self.name, weights, [])
+                self._plain[module] = module._parameters
+                module._parameters = WatchedParameters(module._parameters, self.gate, unit)
+
     @torch.no_grad()
     def leave(self) -> None:
-        """Go back to where the tensors were."""
+        """Go back to where the tensors were; what came in meanwhile goes with them."""
+        # `p.data += delta` counts no version: who read a weight may have written it.
+        read = {weight for unit in self.gate.touched for weight in unit.weights}
+        if self._away:
+            origin = self._away[0][1].device
+            for tensor in self._tensors():
+                if tensor not in self._known and tensor.device == self._device:
+                    _C.set_data(tensor, tensor.detach().to(origin))
         while self._away:
             tensor, home, version = self._away[-1]
             if tensor.device == self._device:  # else somebody moved it: theirs from now on
-                if tensor._version != version:
+                if tensor in read or tensor._version != version:
                     home.copy_(tensor)
                 _C.set_data(tensor, home)
             self._away.pop()
+        self.gate.touched.clear()
+        self._known.clear()
+        unwatch(self._plain)
+        self._plain.clear()
 
     def _tensors(self) -> list[torch.Tensor]:
-        return [*self.module.parameters(), *self.module.buffers()]
+        modules = list(self.module.modules())
+        weights = dict.fromkeys(w for module in modules for w in weights_of(module))
+        return [*weights, *self.module.buffers()]

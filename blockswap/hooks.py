@@ -128,6 +128,7 @@ class _Door:
 
     Attributes:
         module: whose it is.
+        forward: what is put on the module.
         sessions: the one that it leads to; none once it was removed.
     """
 
@@ -169,8 +170,8 @@ class _Door:
                 session.leave(module)
                 return output
 
-        setattr(forward, OURS, self)  # who wraps it with functools copies this, too
-        self._forward = forward
+        setattr(forward, OURS, self)
+        self.forward = forward
         module.forward = forward
 
     @property
@@ -181,7 +182,7 @@ class _Door:
     def remove(self) -> None:
         """Give the module its own forward back; inert where others have wrapped ours since."""
         self.sessions.clear()
-        if self.module.__dict__.get("forward") is self._forward:
+        if self.module.__dict__.get("forward") is self.forward:
             if self._had is None:
                 del self.module.forward
             else:

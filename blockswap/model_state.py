@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from blockswap import _C
-from blockswap.binding import Gate, Unit, WatchedParameters, is_alike
+from blockswap.binding import Gate, Unit, WatchedParameters, is_alike, unwatch
 from blockswap.blocks import Block
 from blockswap.casting import Casts
 from blockswap.config import ResolvedConfig, SwapConfig
@@ -142,12 +142,7 @@ class ModelState:
 
     def _unwatch(self) -> None:
         self.casts.give_back()
-        for module, plain in self._plain.items():
-            if isinstance(module._parameters, WatchedParameters):
-                values = dict.copy(module._parameters)
-                plain.clear()
-                plain.update(values)
-                module._parameters = plain
+        unwatch(self._plain)
 
     # Device addresses ----------------------------------------------------------------------------
 

@@ -294,9 +294,8 @@ class Session:
         self._hooks = None
         self._steward.stop()
         self._state.give_back(detach=False)
-        explicit = cast("tuple[nn.Module | str, ...] | None", self.config.blocks)
-        self._blocks = find_blocks(self.model, still_there(self.model, explicit))
-        self._state.blocks = self._blocks
+        given = cast("tuple[nn.Module | str, ...] | None", self.config.blocks)
+        self._blocks = self._state.blocks = find_blocks(self.model, still_there(self.model, given))
         try:
             self._start()
         except Exception as error:

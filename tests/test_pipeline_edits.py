@@ -108,6 +108,15 @@ def test_edit_draws_what_it_draws_on_an_unswapped_pipeline(
     both.draw()
 
 
+def test_nothing_of_an_adapter_or_of_ours_is_left_on_a_detached_pipeline(flux: Pair) -> None:
+    flux.edit(loading(lora("flux", 1, flux.folder), "one"))
+    flux.draw()
+    flux.session.detach()
+    left = [n for n, m in flux.pipe.transformer.named_modules() if "forward" in vars(m)]
+    assert left == []
+    flux.draw()
+
+
 def test_textual_inversion_is_used_by_the_next_call(sdxl: Pair) -> None:
     plain = sdxl.draw(prompt="a red <thing>")
     vector = torch.randn(1, 64, generator=torch.Generator().manual_seed(3))
