@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from blockswap.attempt import Attempt, Stillness
+import blockswap
+from blockswap.attempt import OURS, Attempt, Stillness
 from blockswap.ladder import Holding, Rung, next_rung, tell
 
 CPU = torch.device("cpu")
@@ -153,3 +155,16 @@ def test_a_forward_that_a_tool_exchanged_is_not_trusted() -> None:
     Patched.forward = lambda self, x: x  # type: ignore[method-assign,assignment]
     Patched.__module__ = "elsewhere"
     assert not Stillness(model).holds()
+
+
+def test_a_tools_forward_around_ours_is_the_tools_although_it_bears_our_mark() -> None:
+    block = nn.Linear(4, 4)
+    model = nn.Sequential(block)
+    with blockswap.attach(model, device="cpu", blocks=[block]):
+        ours = block.forward
+        assert hasattr(ours, OURS)
+        assert Stillness(model).holds()
+        block.forward = functools.wraps(ours)(lambda x: ours(x))
+        assert hasattr(block.forward, OURS)
+        assert not Stillness(model).holds()
+        block.forward = ours
