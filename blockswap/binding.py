@@ -117,11 +117,11 @@ class Gate:
 
 
 class TurnGate(Gate):
-    """The gate of a component that is on the device whole: open while it computes."""
+    """The gate of a component that is on the device whole and does not compute: never open."""
 
     def note(self, unit: Unit, reader: FrameType) -> None:
-        """Somebody reads a parameter; who is not the component itself may write it."""
-        if not self.is_open and not reads_metadata(reader):
+        """Somebody reads a parameter, and may write it."""
+        if not reads_metadata(reader):
             self.touched.add(unit)
 
 

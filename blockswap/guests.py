@@ -68,7 +68,7 @@ class Guest:
     Attributes:
         name: of the component.
         num_bytes: what a turn takes on the device.
-        gate: open while it computes; a weight that is read otherwise may be written.
+        gate: notes which weights are read during a turn while it does not compute.
         turns: how many there were.
         peak_bytes: the most that the device held in one.
         turn_bytes: the most that PyTorch took for a turn beyond what its tensors held before; None
@@ -177,18 +177,23 @@ class Guest:
                     # Operators write running statistics without counting a version.
                     version = tensor._version if isinstance(tensor, nn.Parameter) else None
                     self._away.append((tensor, home, version))
-            if self._away:
-                self._watch_reads()
+            self.watch_reads()
         except BaseException:
             self.leave()
             raise
 
-    def _watch_reads(self) -> None:
-        for module in self.module.modules():
+    def watch_reads(self) -> None:
+        """Note who reads a weight: it may be written. Not while it computes: compilers look on."""
+        for module in self.module.modules() if self._away and not self._plain else ():
             if weights := weights_of(module):
                 unit = Unit(len(self._plain), self.name, weights, [])
                 self._plain[module] = module._parameters
                 module._parameters = WatchedParameters(module._parameters, self.gate, unit)
+
+    def unwatch_reads(self) -> None:
+        """Note no reads until `watch_reads`."""
+        unwatch(self._plain)
+        self._plain.clear()
 
     @torch.no_grad()
     def leave(self) -> None:
@@ -209,8 +214,7 @@ class Guest:
             self._away.pop()
         self.gate.touched.clear()
         self._known.clear()
-        unwatch(self._plain)
-        self._plain.clear()
+        self.unwatch_reads()
 
     def _tensors(self) -> list[torch.Tensor]:
         modules = list(self.module.modules())

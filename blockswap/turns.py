@@ -153,7 +153,7 @@ class Turns:
                 ):
                     self._memory.give_back()
                 self._share.impose(beside)
-                guest.gate.is_open = True
+                guest.unwatch_reads()
             # What is called within is not what would be called again.
             watch = armed(self._memory, lambda: self._held() > 0 and can_repeat())
             with watch if is_outermost else contextlib.nullcontext():
@@ -161,7 +161,7 @@ class Turns:
         finally:
             self._depth -= 1
             if is_outermost:
-                guest.gate.is_open = False
+                guest.watch_reads()
                 self._share.lift()
 
     def relieve(self, error: torch.OutOfMemoryError, can_repeat: bool) -> bool:

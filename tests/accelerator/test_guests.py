@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 import blockswap
 from blockswap.guests import Guest
@@ -65,3 +66,17 @@ def test_an_edit_after_a_component_ran_alone_counts(
         session.detach()
     assert {p.device.type for p in pipe.transformer.parameters()} == {"cpu"}
     assert np.array_equal(draw(pipe, call, **small), draw(right, call, **small))
+
+
+def test_a_compiled_part_of_a_component_is_traced_whole_and_once(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call = make("flux", tmp_path)
+    small = {"height": 64, "width": 64, "steps": 2}
+    expected = draw(pipe, call, **small)
+    traced = CompileCounter()
+    pipe.vae.decoder = torch.compile(pipe.vae.decoder, backend=traced, fullgraph=True)
+    with blockswap.attach(pipe, device="fake", offload="4MB"):
+        for _ in range(3):
+            assert np.array_equal(draw(pipe, call, **small), expected)
+    assert traced.frame_count == 1
