@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -20,6 +21,7 @@ def accelerator() -> ModuleType:
 @pytest.fixture
 def base(accelerator: ModuleType) -> int:
     """What earlier tests still hold; the rest of the card is `TOTAL`."""
+    gc.collect()
     held = int(accelerator.memory_allocated())
     accelerator.set_limit(held + TOTAL)
     return held

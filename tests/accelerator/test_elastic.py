@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -60,6 +61,7 @@ def ready(model: Chain, **options: object) -> blockswap.Session:
 
 @pytest.fixture(autouse=True)
 def small_card(accelerator: ModuleType) -> None:
+    gc.collect()  # what earlier tests left lies on the card
     accelerator.set_limit(TOTAL)
 
 
