@@ -100,14 +100,14 @@ class Turns:
             if visitor not in group:
                 visitor.vacate()
         staying = self._denoisers if is_visitor and self._has_room(session) else ()
+        if is_visitor and not staying:
+            for denoiser in self._denoisers:
+                denoiser.vacate()
         for other in self._sessions:
-            if other in group:
-                if other.state in ("learning", "ready"):
-                    other._state.memory.watch()
-                continue
-            if other not in staying:
-                other.vacate()
-            other._state.memory.unwatch()
+            if other not in group:
+                other._state.memory.unwatch()
+            elif other.state in ("learning", "ready"):
+                other._state.memory.watch()
         session._state.memory.neighbours = [Denoiser(other) for other in staying]
         session._state.fixed.come_back()
         self._streaming = group
