@@ -5,7 +5,8 @@
             own time, since the device waits for the link; if it waited for the host in the first
             one, the link is slowed for the second
     settle  steps under the first plan: its real times, the clocks under load and the host's own;
-            one of them is not measured piece by piece, to tell what measuring costs
+            one of them is not measured piece by piece, to tell what measuring costs; once more if
+            what they teach does not explain how long they took
     ready   the plan made from those; predictions are fixed from here on
 
 Pure: nothing here touches a device.
@@ -27,6 +28,9 @@ TIMED_STEPS = 2
 SETTLING_STEPS = 3
 # So many when the host sets the pace: it is disturbed more than a device is.
 SETTLING_STEPS_OF_HOST = 6
+MOST_SETTLED = 3  # times in a row
+# What is learned of a step foretells that step's own time better than this, unless disturbed.
+EXPLAINED_SHARE = 0.03
 # After some steps in a row, a device that is done within this time waits for the host.
 SHORT_LAG_S = 3e-3
 # With the link slowed to twice the host's time, a device waits for copies at every leaf.
@@ -89,6 +93,7 @@ class Learned:
         earlier_times: the device's of a measured one among them that is not the last.
         settling_steps: how many of those there are to be.
         unmeasured_seconds: of the one among them whose pieces were not measured.
+        settled: how often the stage was gone through.
         torch_peak_bytes: the most that PyTorch held in a step, pool excluded.
         step_bytes: how much of it came in the step.
         step_reserved_bytes: the same with what it cached.
@@ -110,6 +115,7 @@ class Learned:
     earlier_times: _C.StepTimes | None = None
     settling_steps: int = SETTLING_STEPS
     unmeasured_seconds: float = 0.0
+    settled: int = 0
     torch_peak_bytes: int = 0
     step_bytes: int = 0
     step_reserved_bytes: int = 0
@@ -131,6 +137,17 @@ class Learned:
         One of the steps under the first plan is not: its time tells what measuring costs.
         """
         return self.stage is not Stage.SETTLE or done != self.settling_steps - 2
+
+    def is_explained(self, expected_seconds: float, step_seconds: float) -> bool:
+        """Whether what was learned explains a step under the first plan; else settle once more.
+
+        Args:
+            expected_seconds: of that plan, by what was learned from its steps.
+            step_seconds: the shortest of them.
+        """
+        self.settled += 1
+        off = abs(expected_seconds - step_seconds)
+        return self.settled >= MOST_SETTLED or off <= EXPLAINED_SHARE * step_seconds
 
     def note_peak(self, allocated_bytes: int, reserved_bytes: int, held_bytes: int) -> None:
         """Note what PyTorch allocated and reserved at a step's peak, and what it held before.
@@ -155,6 +172,7 @@ class Learned:
         self.stage, self.steps = stage, 0
         if stage in (Stage.TRACE, Stage.TIME):
             self.plan = self.request = None
+            self.settled = 0
         self.hosts.clear()
         self.earlier_times = None
         self.settling_steps = SETTLING_STEPS

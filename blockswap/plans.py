@@ -180,6 +180,12 @@ class Plans:
         elif self.budget.is_off(learned):
             self._renew(learned)
 
+    def expected_seconds(self, learned: Learned) -> float:
+        """Return how long a step under the installed plan takes, by what was learned so far."""
+        request = self._requests.unbounded(learned, self.link.speed)
+        _C.predict(self.plan, request)
+        return float(self.plan.predicted_seconds)
+
     def improve(self, learned: Learned) -> None:
         """Plan once more with better times; the plan that runs stays unless it is clearly slower.
 

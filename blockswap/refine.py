@@ -40,8 +40,8 @@ def refine(
     Args:
         learned: to be scaled.
         times: the device's, of a step that began with an idle device.
-        hosts: the host's, of that step and some before it; gap by gap the lower quartile counts.
-            Empty where the host does the work itself.
+        hosts: the host's, of that step and some before it; gap by gap the lower quartile counts,
+            of two the shorter. Empty where the host does the work itself.
         leaf_of_piece: the leaves of each piece.
         earlier: the device's, of another step under that plan; where ``times`` was disturbed, it
             counts.
@@ -53,7 +53,8 @@ def refine(
         others = gaps  # that step ran other pieces
     issues = _issue_seconds(hosts, len(gaps))
     leads = _leads(gaps, hosts[-1]) if issues else []
-    undisturbed = [_undisturbed(gap) for gap in zip(*(issues[:-1] or issues), strict=True)]
+    counted = issues if len(issues) <= 2 else issues[:-1]
+    undisturbed = [_undisturbed(gap) for gap in zip(*counted, strict=True)]
     copies = [HOOKS_SHARE * host.seconds_per_piece for host in hosts]
     learned.host_seconds_per_copy = _undisturbed(copies) if issues else 0.0
     calm = [_calm_seconds(gap, other) for gap, other in zip(gaps, others, strict=True)]

@@ -96,7 +96,7 @@ class Requests:
             order: leaf numbers.
             room_bytes: what there is for ring and activations; None: no bound.
         """
-        request = self._request(Learned(order=list(order)), ASSUMED_LINK_BYTES_PER_S)
+        request = self.unbounded(Learned(order=list(order)), ASSUMED_LINK_BYTES_PER_S)
         config = self._config
         wanted = LEARNING_RING_BYTES if room_bytes is None else room_bytes // LEARNING_SHARE
         if config.swap_space_bytes is not None:
@@ -129,7 +129,7 @@ class Requests:
         Raises:
             CapError, ConfigError: as the planner says.
         """
-        request = self._request(learned, link_bytes_per_s, pinned)
+        request = self.unbounded(learned, link_bytes_per_s, pinned)
         config = self._config
         free = (leaf for leaf in request.leaves if leaf.priority != _C.PINNED)
         streamable = sum(leaf.bytes for leaf in free)
@@ -156,9 +156,10 @@ class Requests:
             request.piece_bytes = config.block_size_bytes
         return _C.make_plan(request), request
 
-    def _request(
+    def unbounded(
         self, learned: Learned, link_bytes_per_s: float, pinned: set[int] | None = None
     ) -> _C.PlanRequest:
+        """Return the leaves with what was learned of them, without any bound on memory."""
         request = _C.PlanRequest()
         request.blocks = [_C.Block(name=name, list=of) for name, of in self._leaves.blocks]
         request.link = _C.Link(bytes_per_second=link_bytes_per_s)

@@ -233,7 +233,6 @@ class Steward:
             self._watch_settling(learned)
             if learned.steps >= learned.settling_steps:
                 self._settle(learned)
-                learned.enter(Stage.READY)
 
     def _time(self, learned: Learned, order: list[int]) -> None:
         """Stream every leaf in its order, to see how long each computes."""
@@ -255,14 +254,21 @@ class Steward:
         learned.earlier_times = self.state.engine.step_times()  # of the one before
 
     def _settle(self, learned: Learned) -> None:
-        """Plan once more with the times of a real step; prefer the plan that runs."""
+        """Plan once more with the times of real steps; prefer the plan that runs."""
         times = self.state.engine.step_times()
         refine(learned, times, learned.hosts, self.plans.members(), learned.earlier_times)
         sizes = [piece.bytes for piece in self.plans.plan.pieces]
         speed = copy_speed(times, sizes, self.plans.request.link.seconds_per_copy)
         if speed > 0:
             self.plans.link.learn(speed)
+        seconds = min(times.step_seconds, learned.unmeasured_seconds)
+        if self.state.is_asynchronous and not learned.is_explained(
+            self.plans.expected_seconds(learned), seconds
+        ):
+            learned.enter(Stage.SETTLE)
+            return
         self.plans.improve(learned)
+        learned.enter(Stage.READY)
 
     def _watch_order(self, learned: Learned) -> None:
         """Learn anew when steps keep running otherwise than planned."""

@@ -19,6 +19,12 @@ settings.register_profile(
 settings.load_profile("blockswap")
 
 
+@pytest.fixture(autouse=True)
+def settles_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests count the steps of learning: on a machine that does other things, too."""
+    monkeypatch.setattr("blockswap.learning.MOST_SETTLED", 1)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """PyTorch computes on one thread: results do not depend on how work is shared out."""

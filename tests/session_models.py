@@ -14,7 +14,7 @@ from blockswap.session import Session
 
 HIDDEN = 256
 NUM_BLOCKS = 6
-MAX_LEARNING_STEPS = 12
+MAX_LEARNING_STEPS = 30
 _HOOK_DICTS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",

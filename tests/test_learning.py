@@ -83,6 +83,16 @@ def test_one_disturbed_step_does_not_count_for_the_host():
     assert learned.host_seconds[0] == pytest.approx(5 * MS)
 
 
+@pytest.mark.parametrize("disturbances", [(80 * MS, 0.0), (0.0, 80 * MS)])
+def test_of_two_steps_the_one_that_was_not_disturbed_counts_for_the_host(disturbances):
+    def sample(disturbance):
+        end = 5 * MS + disturbance
+        return step([(0, 0.0, 0.0, 0.0), (1, end, end, end)], end + 5 * MS, end + 5 * MS)
+
+    learned = learn([sample(disturbance) for disturbance in disturbances], [1 * MS, 1 * MS])
+    assert learned.host_seconds[0] == pytest.approx(5 * MS)
+
+
 def test_a_host_that_was_disturbed_in_every_step_elsewhere_is_learned_undisturbed():
     def sample(first, second):
         end = 10 * MS + first + second

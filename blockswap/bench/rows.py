@@ -20,7 +20,7 @@ from blockswap.report import Report
 from blockswap.session import Session
 
 WARM_STEPS = 2
-MAX_LEARNING_STEPS = 20
+MAX_LEARNING_STEPS = 30
 MIB = 2**20
 GIB = 2**30
 

@@ -1,0 +1,65 @@
+"""A host held up while it learns, on the fake accelerator: no plan is spoiled by it."""
+
+from __future__ import annotations
+
+import time
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+import blockswap
+from tests.accelerator.test_sessions import Chain
+
+
+@pytest.fixture(autouse=True)
+def settles_once() -> None:
+    """In place of the fixture that keeps other tests from settling again: these do."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("step", ["timed", "settling"])
+def test_a_host_held_up_in_one_step_of_learning_spoils_no_plan(
+    accelerator: ModuleType, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    monkeypatch.setattr("blockswap.learning.MOST_SETTLED", 1)  # and without settling again
+    model = Chain([128] * 13, seed=0)
+    x = torch.randn(4, 128, generator=torch.Generator().manual_seed(1)).to("fake")
+    accelerator.set_body_delay(3e-3)
+    held_up = {"timed": 2, "settling": 5}[step]  # the last step of the stage
+    counted = SimpleNamespace(steps=0)
+
+    def hold_up(*_: object) -> None:
+        counted.steps += 1
+        if counted.steps == held_up + 1:
+            time.sleep(1.0)
+
+    # Between two streamed leaves, with work enough behind it for the host to get ahead again.
+    model.layers[2].register_forward_hook(hold_up)
+    with blockswap.attach(model, device="fake", offload="250kB", block_size="64kB") as session:
+        while session.state != "ready":
+            model(x)
+        assert counted.steps == 7  # it is ready when the next one begins
+        assert 0.0 < (session.report().predicted_ms or 0.0) < 500.0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("held_up", [(4, 6), (4, 6, 7, 9)], ids=["once", "twice"])
+def test_a_plan_is_settled_once_more_when_its_measured_steps_do_not_explain_the_other_one(
+    accelerator: ModuleType, held_up: tuple[int, ...]
+) -> None:
+    model = Chain([128] * 13, seed=0)
+    x = torch.randn(4, 128, generator=torch.Generator().manual_seed(1)).to("fake")
+    accelerator.set_body_delay(3e-3)
+    counted = SimpleNamespace(steps=0)
+
+    def hold_up(*_: object) -> None:
+        counted.steps += 1
+        if counted.steps in held_up:
+            time.sleep(0.4)
+
+    model.layers[2].register_forward_hook(hold_up)
+    with blockswap.attach(model, device="fake", offload="250kB", block_size="64kB") as session:
+        while session.state != "ready":
+            model(x)
+        assert 0.0 < (session.report().predicted_ms or 0.0) < 300.0
