@@ -8,7 +8,7 @@ from typing import Any
 
 from blockswap.bench.command import settings_text
 from blockswap.bench.compare import compare
-from blockswap.plot import plot_frontier
+from blockswap.plot_frontier import plot_frontier
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "CHANGELOG.md")

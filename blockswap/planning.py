@@ -10,7 +10,7 @@ import torch
 from blockswap import _C
 from blockswap.errors import ConfigError
 from blockswap.files import PICTURES, check_file
-from blockswap.plot import plot_frontier
+from blockswap.plot_frontier import plot_frontier
 from blockswap.profile import Profile
 from blockswap.sizes import format_bytes, parse_size
 

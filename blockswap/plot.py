@@ -1,4 +1,4 @@
-"""Pictures of what happened: one step as two lanes, and step time over memory.
+"""One step as a picture: copies above, compute below.
 
 Drawn with matplotlib's Agg canvas: no display, no global state (`pyplot` is never imported).
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,7 +19,7 @@ from blockswap.sizes import format_bytes
 STALL_RED = "#e00000"  # nothing else in a picture is red
 RESIDENT_GREY = "#c9d3dc"
 _NEXT_STEP_GREY = "#d9d9d9"
-_HUES = (  # two tints per list of blocks: neighbours can be told apart
+HUES = (  # two tints per list of blocks: neighbours can be told apart
     ("#1f6fb4", "#6faee0"),
     ("#e08a1e", "#f4bf73"),
     ("#2b8a57", "#7cc79d"),
@@ -30,7 +29,9 @@ _HUES = (  # two tints per list of blocks: neighbours can be told apart
 )
 _LINK_Y, _COMPUTE_Y, _LANE_HEIGHT = 1.25, 0.25, 0.6
 _MAX_LABELS = 3
-_MARKERS = "s^Dvp*X<>"
+# What was fetched longer before the step, as shares of it, is told in words: it would leave too
+# little width to the step itself.
+_MOST_AHEAD = 0.2
 
 Box = tuple[float, float]
 
@@ -40,8 +41,9 @@ def plot_timeline(
 ) -> None:
     """Draws one step: copies on the link above, compute below, stalls in red, all to scale.
 
-    What the step before had fetched ahead lies left of 0 on a shaded ground; the same work for the
-    next step is drawn pale at the right, since the link is not idle then.
+    What the step before had fetched ahead lies left of 0 on a shaded ground, as far as there is
+    room; the same work for the next step is drawn pale at the right, since the link is not idle
+    then.
 
     Args:
         timeline: the step; times in ms.
@@ -51,7 +53,8 @@ def plot_timeline(
     """
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    begin_ms = min([0.0, *(span.copy_begin_ms for span in timeline.spans if span.copy_ms > 0)])
+    first_ms = min([0.0, *(span.copy_begin_ms for span in timeline.spans if span.copy_ms > 0)])
+    begin_ms = max(first_ms, -_MOST_AHEAD * timeline.step_ms)
     hues = _hue_of_list(timeline.spans)
     if begin_ms < 0:
         axes.axvspan(begin_ms * 1.02, 0, color="#f1f1ea", zorder=0)
@@ -60,6 +63,8 @@ def plot_timeline(
     margin_ms = 0.01 * (timeline.step_ms - begin_ms)
     view_ms = (begin_ms - margin_ms, timeline.step_ms + margin_ms)
     _label_worst_stalls(axes, timeline, view_ms)
+    if first_ms < begin_ms:
+        _label_earlier_copies(axes, timeline, begin_ms)
     for x in (0.0, timeline.step_ms):
         axes.axvline(x, color="black", linewidth=1, zorder=5)
     axes.set_xlim(*view_ms)
@@ -109,7 +114,7 @@ def _spans_by_tint(timeline: Timeline, hues: Mapping[str, int]) -> dict[str, lis
     """Streamed pieces by colour: a hue per list of blocks, its two tints in turn."""
     by_tint: dict[str, list[PieceSpan]] = {}
     for index, span in enumerate(span for span in timeline.spans if span.copy_ms > 0):
-        by_tint.setdefault(_HUES[hues[_list_of(span)]][index % 2], []).append(span)
+        by_tint.setdefault(HUES[hues[_list_of(span)]][index % 2], []).append(span)
     return by_tint
 
 
@@ -133,6 +138,15 @@ def _label_worst_stalls(axes: Axes, timeline: Timeline, view_ms: Box) -> None:
         xs, ys = [middle_ms, left_ms + 2 * char_ms], [_COMPUTE_Y - 0.06, _COMPUTE_Y - 0.22]
         axes.plot(xs, ys, color=STALL_RED, linewidth=0.8, zorder=4)
         axes.text(left_ms, _COMPUTE_Y - 0.33, text, color=STALL_RED, fontsize=9, va="center")
+
+
+def _label_earlier_copies(axes: Axes, timeline: Timeline, begin_ms: float) -> None:
+    """Says above the link what began left of the view, and how early."""
+    begins_ms = [s.copy_begin_ms for s in timeline.spans if s.copy_ms > 0]
+    earlier_ms = [begin for begin in begins_ms if begin < begin_ms]
+    copies = "1 copy" if len(earlier_ms) == 1 else f"{len(earlier_ms)} copies"
+    text = f"← {copies} more, from {min(earlier_ms):.0f} ms"
+    axes.text(begin_ms, _LINK_Y + _LANE_HEIGHT + 0.1, text, fontsize=9, va="center")
 
 
 def spread(
@@ -180,7 +194,7 @@ def _list_of(span: PieceSpan) -> str:
 def _hue_of_list(spans: Sequence[PieceSpan]) -> dict[str, int]:
     """Index into the hues per list of blocks, in order of first use."""
     lists = dict.fromkeys(_list_of(span) for span in spans)
-    return {name: index % len(_HUES) for index, name in enumerate(lists)}
+    return {name: index % len(HUES) for index, name in enumerate(lists)}
 
 
 def _caption(timeline: Timeline, report: Report | None) -> str:
@@ -202,7 +216,7 @@ def _caption(timeline: Timeline, report: Report | None) -> str:
 def _legend(timeline: Timeline, hues: Mapping[str, int], begin_ms: float) -> list[Patch]:
     streamed = {_list_of(span) for span in timeline.spans if span.copy_ms > 0}
     handles = [
-        Patch(color=_HUES[hue][0], label=name) for name, hue in hues.items() if name in streamed
+        Patch(color=HUES[hue][0], label=name) for name, hue in hues.items() if name in streamed
     ]
     handles.append(Patch(color=RESIDENT_GREY, label="runs from resident weights"))
     if begin_ms < 0:
@@ -213,90 +227,6 @@ def _legend(timeline: Timeline, hues: Mapping[str, int], begin_ms: float) -> lis
     if timeline.stall_ms > 0:
         handles.append(Patch(color=STALL_RED, label="stall: compute waits for a copy"))
     return handles
-
-
-def plot_frontier(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
-    """Draws step time over memory, one panel per model, one mark per engine, and the frontier.
-
-    The frontier is max(resident_ms, (M_resident - M) / link): no engine that sends raw weights over
-    one link can lie below it.
-
-    Args:
-        rows: rows of `benchmarks/results/*.json` (design, section 6); those without a time are left
-            out.
-        path: the picture; its suffix chooses the format.
-    """
-    usable = [row for row in rows if row.get("step_ms") and row.get("peak_allocated_bytes")]
-    by_model: dict[str, list[Mapping[str, Any]]] = {}
-    for row in usable:
-        by_model.setdefault(str(row["model"]), []).append(row)
-    if not by_model:
-        raise ValueError("no row has step_ms and peak_allocated_bytes: nothing to draw")
-    engines = list(dict.fromkeys(str(row["engine"]) for row in usable))
-    figure = Figure(figsize=(6.2 * len(by_model), 4.8), layout="constrained")
-    for index, (model, model_rows) in enumerate(by_model.items(), start=1):
-        axes = figure.add_subplot(1, len(by_model), index)
-        top_ms = _draw_frontier(axes, model_rows)
-        for number, engine in enumerate(engines):
-            points = sorted(
-                (row["peak_allocated_bytes"] / 2**30, row["step_ms"])
-                for row in model_rows
-                if row["engine"] == engine
-            )
-            if points:
-                _draw_engine(axes, engine, number, points, top_ms)
-        axes.set_title(model, loc="left", fontweight="bold")
-        axes.set_xlabel("peak memory, GiB")
-        axes.set_ylabel("ms per step")
-        axes.set_xlim(left=0)
-        axes.set_ylim(0, top_ms)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9)
-    save_figure(figure, path)
-
-
-def _draw_engine(
-    axes: Axes, engine: str, number: int, points: Sequence[Box], top_ms: float
-) -> None:
-    """One engine's points; one that is far off the scale stands at the top edge with its number."""
-    is_ours = engine == "blockswap"
-    color = _HUES[0][0] if is_ours else _HUES[1 + number % (len(_HUES) - 1)][0]
-    axes.plot(
-        [gib for gib, _ in points],
-        [min(step_ms, 0.97 * top_ms) for _, step_ms in points],
-        marker="o" if is_ours else _MARKERS[number % len(_MARKERS)],
-        markersize=7 if is_ours else 6,
-        linewidth=1.8 if is_ours else 0,
-        color=color,
-        label=engine,
-        zorder=3 if is_ours else 2,
-    )
-    for gib, step_ms in points:
-        if step_ms > top_ms:
-            text = f"   {step_ms:.0f} ms ↑"
-            axes.text(gib, 0.97 * top_ms, text, color=color, fontsize=9, va="center")
-
-
-def _draw_frontier(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> float:
-    """The floor, from the resident runs and the link at its best; returns the scale's top.
-
-    The scale shows the floor and us; an engine several times slower does not flatten the picture.
-    """
-    ours_ms = [float(row["step_ms"]) for row in rows if row["engine"] == "blockswap"]
-    keys = ("resident_ms", "resident_peak_allocated_bytes", "link_gb_per_s")
-    known = [row for row in rows if all(row.get(key) for key in keys)]
-    if not known:
-        return 1.15 * max(float(row["step_ms"]) for row in rows)
-    resident_ms, peak_bytes, _ = (min(float(row[key]) for row in known) for key in keys)
-    gb_per_s = max(float(row["link_gb_per_s"]) for row in known)
-    full_gib, gib_per_ms = peak_bytes / 2**30, gb_per_s * 1e6 / 2**30
-    knee_gib = max(0.0, full_gib - resident_ms * gib_per_ms)
-    xs = [0.0, knee_gib, full_gib]
-    ys = [max(resident_ms, (full_gib - x) / gib_per_ms) for x in xs]
-    axes.plot(xs, ys, color="black", linewidth=1.2, linestyle="--", label="frontier", zorder=1)
-    axes.fill_between(xs, ys, color="#000000", alpha=0.05, linewidth=0, zorder=0)
-    return 1.5 * max([*ours_ms, *ys])
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from blockswap.plot import RESIDENT_GREY, STALL_RED, plot_frontier, plot_timeline
+from blockswap.plot import HUES, RESIDENT_GREY, STALL_RED, plot_timeline
+from blockswap.plot_frontier import plot_frontier
 from blockswap.plot_memory import (
     ACTIVATION_SAND,
     FILLING_BLUE,
@@ -72,6 +73,15 @@ def test_stalls_are_drawn_to_scale(tmp_path):
     # From the first stall's begin to the last one's end: all stalls, all runs but the outer two.
     expected = timeline.stall_ms / (timeline.step_ms - 2 * 1.0)
     assert row.sum() / (columns[-1] - columns[0]) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("early_ms", [-5.0, -500.0])
+def test_a_copy_made_long_before_leaves_the_step_its_width(tmp_path, early_ms):
+    early = PieceSpan(0, "a.0.ff", "a.0", 2**20, early_ms, early_ms + 1.0, 0.0, 0.0, 9.0)
+    plot_timeline(Timeline(10.0, (early,)), tmp_path / "t.png")
+    pixels = pixels_of(tmp_path / "t.png")
+    runs = is_color(pixels, rgb(HUES[0][0])).sum(axis=1).max()  # 9 of the step's 10 ms
+    assert runs > 0.5 * pixels.shape[1]
 
 
 def test_a_step_without_copies_is_drawn(tmp_path):

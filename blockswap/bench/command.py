@@ -19,7 +19,7 @@ from blockswap.bench.rows import GIB, Row
 from blockswap.bench.run import BenchRequest, run_bench
 from blockswap.errors import ConfigError
 from blockswap.files import PICTURES, check_file
-from blockswap.plot import plot_frontier
+from blockswap.plot_frontier import plot_frontier
 
 Say = Callable[[str, str], None]
 
