@@ -53,8 +53,9 @@ def plot_timeline(
     """
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    first_ms = min([0.0, *(span.copy_begin_ms for span in timeline.spans if span.copy_ms > 0)])
-    begin_ms = max(first_ms, -_MOST_AHEAD * timeline.step_ms)
+    copies = [(s.copy_begin_ms, s.copy_end_ms) for s in timeline.spans if s.copy_ms > 0]
+    most_ms = -_MOST_AHEAD * timeline.step_ms
+    begin_ms = min([0.0, *(max(begin, most_ms) for begin, end in copies if end > most_ms)])
     hues = _hue_of_list(timeline.spans)
     if begin_ms < 0:
         axes.axvspan(begin_ms * 1.02, 0, color="#f1f1ea", zorder=0)
@@ -63,8 +64,8 @@ def plot_timeline(
     margin_ms = 0.01 * (timeline.step_ms - begin_ms)
     view_ms = (begin_ms - margin_ms, timeline.step_ms + margin_ms)
     _label_worst_stalls(axes, timeline, view_ms)
-    if first_ms < begin_ms:
-        _label_earlier_copies(axes, timeline, begin_ms)
+    if earlier_ms := [begin for begin, _ in copies if begin < begin_ms]:
+        _label_earlier_copies(axes, earlier_ms, begin_ms)
     for x in (0.0, timeline.step_ms):
         axes.axvline(x, color="black", linewidth=1, zorder=5)
     axes.set_xlim(*view_ms)
@@ -140,12 +141,10 @@ def _label_worst_stalls(axes: Axes, timeline: Timeline, view_ms: Box) -> None:
         axes.text(left_ms, _COMPUTE_Y - 0.33, text, color=STALL_RED, fontsize=9, va="center")
 
 
-def _label_earlier_copies(axes: Axes, timeline: Timeline, begin_ms: float) -> None:
+def _label_earlier_copies(axes: Axes, earlier_ms: Sequence[float], begin_ms: float) -> None:
     """Says above the link what began left of the view, and how early."""
-    begins_ms = [s.copy_begin_ms for s in timeline.spans if s.copy_ms > 0]
-    earlier_ms = [begin for begin in begins_ms if begin < begin_ms]
     copies = "1 copy" if len(earlier_ms) == 1 else f"{len(earlier_ms)} copies"
-    text = f"← {copies} more, from {min(earlier_ms):.0f} ms"
+    text = f" ← {copies} began earlier, from {min(earlier_ms):.0f} ms on"
     axes.text(begin_ms, _LINK_Y + _LANE_HEIGHT + 0.1, text, fontsize=9, va="center")
 
 

@@ -84,6 +84,15 @@ def test_a_copy_made_long_before_leaves_the_step_its_width(tmp_path, early_ms):
     assert runs > 0.5 * pixels.shape[1]
 
 
+def test_no_width_is_kept_for_copies_that_all_ended_long_before(tmp_path):
+    def step_with(begin_ms):
+        span = PieceSpan(0, "a.0.ff", "a.0", 2**20, begin_ms, begin_ms + 1.0, 0.0, 0.0, 9.0)
+        plot_timeline(Timeline(10.0, (span,)), tmp_path / "t.png")
+        return is_color(pixels_of(tmp_path / "t.png"), rgb(HUES[0][0])).sum(axis=1).max()
+
+    assert step_with(-500.0) > 1.08 * step_with(-1.5)
+
+
 def test_a_step_without_copies_is_drawn(tmp_path):
     plot_timeline(Timeline(step_ms=12.0, spans=()), tmp_path / "t.png")
     assert not is_color(pixels_of(tmp_path / "t.png"), RED).any()
