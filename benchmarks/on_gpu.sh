@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Builds, tests and measures on a machine with a GPU, in one call. What it runs is named on the command
-# line, in this order; results go to $OUT (default: benchmarks/results).
+# line, in this order; results go to $OUT (default: benchmarks/results). What a "/" parts runs at
+# once, each part on a GPU and processor cores of its own:
+#
+#   benchmarks/on_gpu.sh bench:qwen / bench:wan:6 bench:sdxl
 #
 #   benchmarks/on_gpu.sh tests[:"a or b"]      pytest -m gpu, all or those named
 #   benchmarks/on_gpu.sh multi                 pytest -m multi_gpu
@@ -75,65 +78,94 @@ if ! $PYTHON setup.py -q build_ext --inplace >build-gpu.log 2>&1; then
   grep -m 40 -A 8 -E 'error|FAILED' build-gpu.log || tail -40 build-gpu.log
   exit 1
 fi
-for what in "$@"; do
-  say "$what"
-  case $what in
-    tests | tests:*)
-      named=${what#tests} named=${named#:}
-      limited 260 $PYTHON -m pytest -q --maxfail=8 -m gpu ${named:+-k "$named"} tests/gpu tests/test_ops.py ||
-        failed=1 ;;
-    multi) limited 260 $PYTHON -m pytest -q -m multi_gpu tests || failed=1 ;;
-    models:*)
-      IFS=: read -r _ models cases <<<"$what"
-      limited "${MODELS_S:-400}" $PYTHON -m benchmarks.models --models "$models" --cases "${cases:-}" \
-        --out "$OUT/$stamp-${models//,/-}${cases:+-$(tr , _ <<<"$cases")}-core.json" || failed=1 ;;
-    touch:*) $PYTHON -c "from benchmarks.turns import touch_memory; touch_memory(${what#touch:})" ;;
-    host) limited 120 $PYTHON -m benchmarks.host_cost --out "$OUT/$stamp-host.json" || failed=1 ;;
-    allocator | allocator:*)
-      traces=${what#allocator} traces=${traces#:}
-      limited "${ALLOCATOR_S:-150}" $PYTHON -m benchmarks.allocator --trace "${traces:-made-up}" \
-        --out "$OUT/$stamp${traces:+-${traces//,/-}}-allocator.json" || failed=1 ;;
-    attach) limited 200 $PYTHON -m benchmarks.attach ${ATTACH_OPTIONS:-} --out "$OUT/$stamp-attach.json" || failed=1 ;;
-    sanitize | sanitize:*) sanitize "${what#sanitize}" || failed=1 ;;
-    bench:*)
-      IFS=: read -r _ model steps <<<"$what"
-      limited 400 $PYTHON -m blockswap bench --model "$model" --steps "${steps:-20}" \
-        --out "$OUT/$stamp-$model-bench.json" --picture "$OUT/$model-bench.png" || failed=1 ;;
-    profile:*)
-      limited 300 $PYTHON -m benchmarks.profiles --model "${what#profile:}" \
-        --out "$OUT/$stamp-${what#profile:}-profile.json" || failed=1 ;;
-    probe) limited 120 $PYTHON -m blockswap probe --out "$OUT/$stamp-probe.json" --picture "$OUT/probe.png" || failed=1 ;;
-    packages) PYTHON="$PYTHON" .ci/check_packages.sh || failed=1 ;;
-    pipeline:*)
-      demo=$(mktemp -d)
-      limited 200 $PYTHON -m blockswap demo --model "${what#pipeline:}" --size full --out "$demo" || failed=1
-      cp "$demo/report.json" "$OUT/$stamp-${what#pipeline:}-pipeline.json"
-      cp "$demo/timeline.png" "$OUT/${what#pipeline:}-timeline.png"
-      rm -rf "$demo" ;;
-    pipelines:*)
-      limited "${PIPELINES_S:-400}" $PYTHON -m benchmarks.pipelines --models "${what#pipelines:}" \
-        --out "$OUT/$stamp-$(tr , _ <<<"${what#pipelines:}")-pipelines.json" || failed=1 ;;
-    caps:*)
-      IFS=: read -r _ model numbers <<<"$what"
-      limited "${CAPS_S:-500}" $PYTHON -m benchmarks.cap_sweep --model "$model" --numbers "${numbers:-}" \
-        --out "$OUT/$stamp-$model${numbers:+-$(tr , _ <<<"$numbers")}-cap-sweep.json" || failed=1 ;;
-    decode | decode:*)
-      numbers=${what#decode} numbers=${numbers#:}
-      limited "${DECODE_S:-400}" $PYTHON -m benchmarks.decode --numbers "$numbers" \
-        --out "$OUT/$stamp-sdxl${numbers:+-$(tr , _ <<<"$numbers")}-cap-sweep.json" || failed=1 ;;
-    contention) limited 60 $PYTHON -m benchmarks.contention --out "$OUT/$stamp-contention.json" || failed=1 ;;
-    neighbour) limited 200 $PYTHON -m benchmarks.neighbour --out "$OUT/$stamp-neighbour.json" || failed=1 ;;
-    modes | modes:*)
-      part=${what#modes} part=${part#:}
-      limited "${MODES_S:-450}" $PYTHON -m benchmarks.modes --part "$part" \
-        --out "$OUT/$stamp-qwen${part:+-$part}-modes.json" || failed=1 ;;
-    hostmem) limited 200 $PYTHON -m benchmarks.host_memory --out "$OUT/$stamp-host-memory.json" || failed=1 ;;
-    install:*)
-      limited "${INSTALL_S:-300}" $PYTHON -m benchmarks.pluggable --model "${what#install:}" \
-        --out "$OUT/$stamp-${what#install:}-install.json" || failed=1 ;;
-    demo) timeout 100 make demo PYTHON="$PYTHON" || failed=1 ;;
-    *) echo "unknown: $what"; failed=1 ;;
-  esac
-done
+measure() {
+  local failed=0 what named models cases traces model steps demo numbers part
+  for what in "$@"; do
+    say "$what"
+    case $what in
+      tests | tests:*)
+        named=${what#tests} named=${named#:}
+        limited 260 $PYTHON -m pytest -q --maxfail=8 -m gpu ${named:+-k "$named"} tests/gpu tests/test_ops.py ||
+          failed=1 ;;
+      multi) limited 260 $PYTHON -m pytest -q -m multi_gpu tests || failed=1 ;;
+      models:*)
+        IFS=: read -r _ models cases <<<"$what"
+        limited "${MODELS_S:-400}" $PYTHON -m benchmarks.models --models "$models" --cases "${cases:-}" \
+          --out "$OUT/$stamp-${models//,/-}${cases:+-$(tr , _ <<<"$cases")}-core.json" || failed=1 ;;
+      touch:*) $PYTHON -c "from benchmarks.turns import touch_memory; touch_memory(${what#touch:})" ;;
+      host) limited 120 $PYTHON -m benchmarks.host_cost --out "$OUT/$stamp-host.json" || failed=1 ;;
+      allocator | allocator:*)
+        traces=${what#allocator} traces=${traces#:}
+        limited "${ALLOCATOR_S:-150}" $PYTHON -m benchmarks.allocator --trace "${traces:-made-up}" \
+          --out "$OUT/$stamp${traces:+-${traces//,/-}}-allocator.json" || failed=1 ;;
+      attach) limited 200 $PYTHON -m benchmarks.attach ${ATTACH_OPTIONS:-} --out "$OUT/$stamp-attach.json" || failed=1 ;;
+      sanitize | sanitize:*) sanitize "${what#sanitize}" || failed=1 ;;
+      bench:*)
+        IFS=: read -r _ model steps <<<"$what"
+        limited "${BENCH_S:-560}" $PYTHON -m blockswap bench --model "$model" --steps "${steps:-20}" \
+          --out "$OUT/$stamp-$model-bench.json" --picture "$OUT/$model-bench.png" || failed=1 ;;
+      profile:*)
+        limited 300 $PYTHON -m benchmarks.profiles --model "${what#profile:}" \
+          --out "$OUT/$stamp-${what#profile:}-profile.json" || failed=1 ;;
+      probe) limited 120 $PYTHON -m blockswap probe --out "$OUT/$stamp-probe.json" --picture "$OUT/probe.png" || failed=1 ;;
+      packages) PYTHON="$PYTHON" .ci/check_packages.sh || failed=1 ;;
+      pipeline:*)
+        demo=$(mktemp -d)
+        limited 200 $PYTHON -m blockswap demo --model "${what#pipeline:}" --size full --out "$demo" || failed=1
+        cp "$demo/report.json" "$OUT/$stamp-${what#pipeline:}-pipeline.json"
+        cp "$demo/timeline.png" "$OUT/${what#pipeline:}-timeline.png"
+        rm -rf "$demo" ;;
+      pipelines:*)
+        limited "${PIPELINES_S:-400}" $PYTHON -m benchmarks.pipelines --models "${what#pipelines:}" \
+          --out "$OUT/$stamp-$(tr , _ <<<"${what#pipelines:}")-pipelines.json" || failed=1 ;;
+      caps:*)
+        IFS=: read -r _ model numbers <<<"$what"
+        limited "${CAPS_S:-500}" $PYTHON -m benchmarks.cap_sweep --model "$model" --numbers "${numbers:-}" \
+          --out "$OUT/$stamp-$model${numbers:+-$(tr , _ <<<"$numbers")}-cap-sweep.json" || failed=1 ;;
+      decode | decode:*)
+        numbers=${what#decode} numbers=${numbers#:}
+        limited "${DECODE_S:-400}" $PYTHON -m benchmarks.decode --numbers "$numbers" \
+          --out "$OUT/$stamp-sdxl${numbers:+-$(tr , _ <<<"$numbers")}-cap-sweep.json" || failed=1 ;;
+      contention) limited 60 $PYTHON -m benchmarks.contention --out "$OUT/$stamp-contention.json" || failed=1 ;;
+      neighbour) limited 200 $PYTHON -m benchmarks.neighbour --out "$OUT/$stamp-neighbour.json" || failed=1 ;;
+      modes | modes:*)
+        part=${what#modes} part=${part#:}
+        limited "${MODES_S:-450}" $PYTHON -m benchmarks.modes --part "$part" \
+          --out "$OUT/$stamp-qwen${part:+-$part}-modes.json" || failed=1 ;;
+      hostmem) limited 200 $PYTHON -m benchmarks.host_memory --out "$OUT/$stamp-host-memory.json" || failed=1 ;;
+      install:*)
+        limited "${INSTALL_S:-300}" $PYTHON -m benchmarks.pluggable --model "${what#install:}" \
+          --out "$OUT/$stamp-${what#install:}-install.json" || failed=1 ;;
+      demo) timeout 100 make demo PYTHON="$PYTHON" || failed=1 ;;
+      *) echo "unknown: $what"; failed=1 ;;
+    esac
+  done
+  return $failed
+}
+# One part on one GPU, with its share of the cores; what it says is shown when all are done.
+lane() {
+  local number=$1 cores=$(($(nproc) / $2))
+  export CUDA_VISIBLE_DEVICES=$number
+  taskset -cp "$((number * cores))-$(((number + 1) * cores - 1))" $BASHPID >/dev/null
+  measure "${@:3}" >"$OUT/lane-$number.log" 2>&1
+}
+
+parts=1
+for what in "$@"; do [[ $what != / ]] || parts=$((parts + 1)); done
+if ((parts == 1)); then
+  measure "$@" || failed=1
+else
+  lanes=() part=()
+  for what in "$@" /; do
+    if [[ $what != / ]]; then
+      part+=("$what")
+      continue
+    fi
+    lane ${#lanes[@]} "$parts" "${part[@]}" &
+    lanes+=($!) part=()
+  done
+  for job in "${lanes[@]}"; do wait "$job" || failed=1; done
+  cat "$OUT"/lane-*.log
+fi
 say "done, failed=$failed"
 exit $failed

@@ -18,8 +18,8 @@ from blockswap.pieces import find_leaves
 from blockswap.sizes import format_bytes
 
 DENOISERS = ("transformer", "unet", "controlnet", "prior")  # and what begins so: transformer_2
-# A component with more weights than this streams: it would come from memory that is not pinned,
-# slower than the link, and take room from weights that are used in every step.
+# A component with more weights than this streams: whole, it would not compute before all of it has
+# come, and take room from weights that are used in every step.
 MOST_WHOLE_BYTES = 2 * 2**30
 # Of the memory for all: more streams as well, so that its activations find room.
 MOST_WHOLE_SHARE = 0.75

@@ -18,6 +18,7 @@ from blockswap import _C
 from blockswap.attached import allow_copies, refuse_copies
 from blockswap.attempt import OURS, Attempt, Stillness
 from blockswap.binding import TurnGate, Unit, WatchedParameters, unwatch, weights_of
+from blockswap.home import Home
 from blockswap.sizes import format_bytes
 
 CALLS = ("forward", "encode", "decode")  # by which a component is used from outside
@@ -29,12 +30,14 @@ class GuestReport:
 
     Attributes:
         weight_bytes: what it takes on the device, activations not counted.
+        pinned_bytes: of host memory, for what comes from there at the speed of the link.
         turns: how often it came to the device.
         peak_bytes: the most that the device held in a turn, denoisers and what PyTorch cached
             included; None on a CPU.
     """
 
     weight_bytes: int
+    pinned_bytes: int
     turns: int
     peak_bytes: int | None
 
@@ -83,6 +86,7 @@ class Guest:
         self._device = device
         self.gate = TurnGate()
         self._plain: dict[nn.Module, dict[str, nn.Parameter | None]] = {}  # while it is watched
+        self._home: Home | None = None
         self._known: set[torch.Tensor] = set()  # when its turn began
         self._away: list[tuple[torch.Tensor, torch.Tensor, int | None]] = []
         self._handles: list[RemovableHandle] = []
@@ -100,7 +104,19 @@ class Guest:
 
     def report(self) -> GuestReport:
         """Return what its turns took."""
-        return GuestReport(self.weight_bytes, self.turns, self.peak_bytes or None)
+        pinned_bytes = 0 if self._home is None else int(self._home.arena.pinned_bytes)
+        return GuestReport(self.weight_bytes, pinned_bytes, self.turns, self.peak_bytes or None)
+
+    def pin(self) -> None:
+        """Have the weights come at the speed of the link; until `unwatch`. Not during a turn."""
+        self.unpin()
+        self._home = Home(self._tensors(), self._device)
+
+    def unpin(self) -> None:
+        """Leave the weights in ordinary memory."""
+        home, self._home = self._home, None
+        if home is not None:
+            home.unpin()
 
     def watch(self, stage: Stage) -> None:
         """Tell the stage before the component, or any part of it, computes.
@@ -154,7 +170,8 @@ class Guest:
         return call
 
     def unwatch(self) -> None:
-        """Take the hooks off."""
+        """Take the hooks off, and leave pinned memory."""
+        self.unpin()
         allow_copies(self.module)
         for handle in self._handles:
             handle.remove()
@@ -169,14 +186,17 @@ class Guest:
         """Move to the device; on failure nothing has moved."""
         tensors = self._tensors()
         self._known = set(tensors)
+        moving = [tensor for tensor in tensors if tensor.device != self._device]
         try:
-            for tensor in tensors:
-                if tensor.device != self._device:
-                    home = tensor.detach()
-                    _C.set_data(tensor, home.to(self._device))
-                    # Operators write running statistics without counting a version.
-                    version = tensor._version if isinstance(tensor, nn.Parameter) else None
-                    self._away.append((tensor, home, version))
+            for tensor in moving:
+                home = tensor.detach()
+                is_pinned = self._home is not None and self._home.holds(home)
+                # The last copy is waited for, and with it all: any stream may compute with them.
+                runs_on = is_pinned and tensor is not moving[-1]
+                _C.set_data(tensor, home.to(self._device, non_blocking=runs_on))
+                # Operators write running statistics without counting a version.
+                version = tensor._version if isinstance(tensor, nn.Parameter) else None
+                self._away.append((tensor, home, version))
             self.watch_reads()
         except BaseException:
             self.leave()

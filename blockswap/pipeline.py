@@ -18,6 +18,7 @@ from blockswap.components import Components
 from blockswap.config import SwapConfig
 from blockswap.device_memory import DeviceMemory
 from blockswap.errors import UseError
+from blockswap.guests import Guest
 from blockswap.history import MemoryHistory, Recorder, recording
 from blockswap.pipeline_report import PipelineReport
 from blockswap.report import State
@@ -187,6 +188,7 @@ class PipelineSession:
             shim.register(session.model, looks)
         for guest in self._guests:
             guest.watch(self._turns)
+            self._pin(guest)
             shim.register(guest.module, looks)
         self.pipe.__dict__ |= {CALL_END: self._end_call, "to": self._to}
 
@@ -230,7 +232,13 @@ class PipelineSession:
                     session.model.to(dtype=dtype)
                 for guest in self._guests:
                     guest.module.to(dtype=dtype)
+                    self._pin(guest)
         return self.pipe
+
+    def _pin(self, guest: Guest) -> None:
+        """Have a guest come from pinned memory, unless the user bounds what is pinned."""
+        if self.config.host_memory is None and self.config.target_device().type != "cpu":
+            guest.pin()
 
     def _record(self, part: str) -> None:
         if self._recorder is not None:

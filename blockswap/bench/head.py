@@ -57,8 +57,14 @@ def _sources() -> str:
     return digest.hexdigest()[:16]
 
 
+def device_name() -> str:
+    """Return the current GPU's name for the driver, which knows nothing of CUDA_VISIBLE_DEVICES."""
+    return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+
+
 def _query(fields: str) -> str | None:
-    return _output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
+    chosen = f"--id={device_name()}"
+    return _output("nvidia-smi", chosen, f"--query-gpu={fields}", "--format=csv,noheader")
 
 
 def _output(*command: str) -> str | None:

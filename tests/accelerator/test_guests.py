@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from types import ModuleType
 
@@ -30,6 +32,102 @@ def test_data_written_and_parameters_put_in_during_a_turn_are_kept(accelerator: 
     assert torch.equal(module.weight, before["weight"] * 2)
     assert torch.equal(module.bias, before["bias"] + 1)
     assert type(module._parameters) is dict
+
+
+class Mixed(nn.Module):
+    """Weights of all kinds: strided, tied by their bytes, with gaps, empty; and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.randn(32, 32))
+        self.tied = nn.Parameter(self.one.detach()[4:])
+        self.gaps = nn.Parameter(torch.randn(32, 32)[:, ::2])
+        self.none = nn.Parameter(torch.empty(0))
+        self.conv = nn.Conv2d(8, 16, 3).to(memory_format=torch.channels_last)
+        self.low = nn.Linear(64, 64, dtype=torch.bfloat16)
+        self.register_buffer("count", torch.tensor(7))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+
+
+@torch.no_grad()
+def test_weights_come_from_pinned_memory_and_stay_what_they_were(accelerator: ModuleType) -> None:
+    module = Mixed()
+    objects = module.tensors()
+    before = {name: (t.detach().clone(), t.stride()) for name, t in objects.items()}
+    guest = Guest("mixed", module, torch.empty(0, device="fake").device)
+    guest.pin()
+    tied = module.one.nbytes + module.tied.nbytes + module.gaps.nbytes
+    assert guest.report().pinned_bytes >= guest.weight_bytes - tied
+    accelerator.set_copy_delay(0.0, seconds_per_copy=0.02)
+    for _ in range(2):
+        guest.enter()
+        with accelerator.stream(accelerator.Stream()):  # other than the one that copied
+            there = {name: tensor * 1 for name, tensor in module.tensors().items()}
+            accelerator.synchronize()
+        for name, tensor in module.tensors().items():
+            assert tensor is objects[name] and tensor.device.type == "fake"
+            assert torch.equal(there[name].cpu(), before[name][0]), name
+        guest.leave()
+    for name, tensor in module.tensors().items():
+        assert tensor is objects[name] and tensor.device.type == "cpu"
+        assert torch.equal(tensor, before[name][0]) and tensor.stride() == before[name][1], name
+    module.tied.data[0] = 5.0
+    assert (module.one[4] == 5.0).all()
+
+
+@torch.no_grad()
+def test_what_is_written_in_a_turn_is_kept_in_pinned_memory_and_after_it_is_unpinned(
+    accelerator: ModuleType,
+) -> None:
+    module = nn.Linear(8, 8)
+    expected = module.weight.detach().clone() * 2
+    guest = Guest("linear", module, torch.empty(0, device="fake").device)
+    guest.pin()
+    guest.enter()
+    module.weight.data *= 2
+    guest.leave()
+    assert torch.equal(module.weight, expected)
+    guest.unpin()
+    assert guest.report().pinned_bytes == 0
+    del guest
+    gc.collect()
+    assert torch.equal(module.weight, expected)  # its memory lives as long as it does
+    module.weight += 1
+    assert torch.equal(module.weight, expected + 1)
+
+
+def test_memory_of_components_that_nobody_uses_is_given_back(accelerator: ModuleType) -> None:
+    module = nn.Linear(8, 8)
+    guest = Guest("linear", module, torch.empty(0, device="fake").device)
+    guest.pin()
+    assert guest._home is not None
+    arena = weakref.ref(guest._home.arena)
+    guest.unpin()
+    assert arena() is not None, "weights lie in it"
+    del guest, module
+    gc.collect()
+    assert arena() is None
+
+
+@pytest.mark.parametrize("host_memory", [None, "8MiB"])
+def test_components_are_pinned_unless_the_user_bounds_what_is(
+    accelerator: ModuleType, tmp_path: Path, host_memory: str | None
+) -> None:
+    pipe, call = make("flux", tmp_path)
+    expected = draw(pipe, call, height=64, width=64)
+    options = {} if host_memory is None else {"host_memory": host_memory}
+    with blockswap.attach(pipe, device="fake", offload="4MB", **options) as session:
+        assert np.array_equal(draw(pipe, call, height=64, width=64), expected)
+        for dtype in torch.float64, torch.float32:
+            for guest in session.report().guests.values():
+                pinned = guest.pinned_bytes / guest.weight_bytes  # with what aligns them
+                assert pinned == (0 if host_memory else pytest.approx(1.0, abs=0.01))
+            pipe.to(dtype)
+        session.pause()
+        assert all(guest.pinned_bytes == 0 for guest in session.report().guests.values())
+    assert np.array_equal(draw(pipe, call, height=64, width=64), expected)
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "flux"])

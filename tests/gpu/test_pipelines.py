@@ -31,8 +31,11 @@ def test_pipeline_draws_the_same_picture(kind: str, tmp_path: Path) -> None:
         for _ in range(3):
             assert np.array_equal(draw(pipe, call), expected)
         for guest in session._guests:
-            assert next(guest.module.parameters()).device.type == "cpu"
-    assert next(pipe.vae.parameters()).device.type == "cpu"
+            weight = next(guest.module.parameters())
+            assert weight.device.type == "cpu" and weight.is_pinned()
+            assert guest.report().pinned_bytes >= guest.weight_bytes
+    weight = next(pipe.vae.parameters())
+    assert weight.device.type == "cpu" and not weight.is_pinned()
 
 
 def test_cap_holds_over_text_encoders_and_denoiser(tmp_path: Path) -> None:
