@@ -3,6 +3,8 @@
 Three kinds of host work, each timed in turns with an idle link and while copies fill it: Python in
 the cache, Python over more memory than the cache holds, and launches of a tiny kernel. Only what
 crosses the link itself, the launches, should be slower; no engine that streams can be spared that.
+
+Then what issuing one copy takes the host, by its size and by who has pinned the memory.
 """
 
 from __future__ import annotations
@@ -14,14 +16,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks import command_line
 from benchmarks.turns import COPY_BYTES, SOURCE_BYTES, Core
 from blockswap.bench.head import make_head
+from blockswap.home import Home
 
 TURNS = 12
+COPIES_IN_A_ROW = 8
+ISSUED_BYTES = tuple(size * 2**20 for size in (1, 4, 16, 64))
 
 
 class BusyLink:
@@ -80,6 +86,39 @@ def measure(work: Callable[[], None], link: BusyLink) -> dict[str, list[float]]:
     return times
 
 
+def issue_us(source: torch.Tensor, num_bytes: int) -> float:
+    """Return microseconds of host time for issuing one copy of so many bytes to an idle link."""
+    target = torch.empty(num_bytes, dtype=torch.uint8, device="cuda")
+    stream = torch.cuda.Stream(priority=-1)
+    times = []
+    for _ in range(TURNS):
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            for part in source[: COPIES_IN_A_ROW * num_bytes].split(num_bytes):
+                begin = time.perf_counter()
+                target.copy_(part, non_blocking=True)
+                times.append(1e6 * (time.perf_counter() - begin))
+    torch.cuda.synchronize()
+    return statistics.median(times)
+
+
+def measure_issuing() -> list[dict[str, Any]]:
+    """Return a row per size of copy and owner of the memory."""
+    num_bytes = COPIES_IN_A_ROW * max(ISSUED_BYTES)
+    by_torch = torch.zeros(num_bytes, dtype=torch.uint8).pin_memory()
+    ours = torch.zeros(num_bytes, dtype=torch.uint8)
+    home = Home([ours], torch.device("cuda", torch.cuda.current_device()))
+    rows = []
+    for owner, source in {"PyTorch": by_torch, "blockswap": ours}.items():
+        for size in ISSUED_BYTES:
+            us = issue_us(source, size)
+            what = f"issuing {size >> 20} MiB pinned by {owner}"
+            rows.append({"what": what, "bytes": size, "us": us})
+            print(f"{what}: {us:.1f} us")
+    home.unpin()
+    return rows
+
+
 def main() -> None:
     """Measure all."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -88,7 +127,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("benchmarks.contention needs a GPU: it measures the link to it")
     link = BusyLink()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, work in make_works().items():
         times = measure(work, link)
         slowdown = statistics.median(
@@ -96,6 +135,7 @@ def main() -> None:
         )
         rows.append({"what": name, "slowdown": slowdown, **times})
         print(f"{name}: {statistics.median(times['idle_ms']):.2f} ms, busy link x {slowdown:.3f}")
+    rows += measure_issuing()
     head = make_head(command_line(sys.argv))
     options.out.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n")
 
