@@ -42,6 +42,8 @@ def measure(
 ) -> Row:
     """Attach under one setting, learn, time, detach; return the row.
 
+    ``learning_s`` is the host's time for the first steps, until the plan was settled.
+
     Args:
         model: in host memory.
         inputs: on the device.
@@ -63,10 +65,12 @@ def measure(
     setup_s = time.perf_counter() - begin
     try:
         with around or nullcontext():
+            begin = time.perf_counter()
             for _ in range(MAX_LEARNING_STEPS):
                 model(**inputs)
                 if session.state == "ready":
                     break
+            learning_s, learning_steps = time.perf_counter() - begin, session.report().steps
             timed_steps(model, inputs, WARM_STEPS)
             predicted_ms = session.report().predicted_ms  # fixed before the timed steps
             if timer is None:
@@ -78,6 +82,7 @@ def measure(
     finally:
         session.detach()
     row = _make_row(resident, report, beside, times, predicted_ms)
+    row |= {"learning_s": learning_s, "learning_steps": learning_steps}
     return row | {"settings": options, "setup_s": setup_s, "bit_identical": identical}
 
 
