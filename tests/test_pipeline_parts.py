@@ -17,6 +17,10 @@ from safetensors.torch import save_file
 import blockswap
 
 EMBEDDED = 32  # an image, by its encoder
+FLUX_EMBEDS = {  # without the negative one diffusers wants an image encoder
+    "ip_adapter_image_embeds": [noise(1, 1, EMBEDDED)],
+    "negative_ip_adapter_image_embeds": [noise(1, 1, EMBEDDED)],
+}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -40,18 +44,40 @@ def adapter_of(unet: Any, seed: int) -> dict[str, dict[str, torch.Tensor]]:
     return {"image_proj": image_proj, "ip_adapter": ip_adapter}
 
 
-def from_file(both: Pair) -> Edit:
-    parts = adapter_of(both.right.unet, 1)
+def flux_adapter_of(transformer: Any, seed: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the random weights of an IP-Adapter that fits FLUX."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    width, inner = transformer.config.joint_attention_dim, transformer.inner_dim
+    image_proj = {"proj.weight": 0.2 * random(4 * width, EMBEDDED), "proj.bias": random(4 * width)}
+    image_proj |= {"norm.weight": 1 + 0.1 * random(width), "norm.bias": 0.1 * random(width)}
+    ip_adapter = {
+        f"{number}.to_{each}_ip.{part}": 0.2 * random(*shape)
+        for number in range(transformer.config.num_layers)
+        for each in "kv"
+        for part, shape in (("weight", (inner, width)), ("bias", (inner,)))
+    }
+    return {"image_proj": image_proj, "ip_adapter": ip_adapter}
+
+
+def from_file(both: Pair, seed: int = 1) -> Edit:
+    if both.kind == "flux":
+        parts = flux_adapter_of(both.right.transformer, seed)
+        no_encoder = "image_encoder_pretrained_model_name_or_path"
+    else:
+        parts, no_encoder = adapter_of(both.right.unet, seed), "image_encoder_folder"
     flat = {f"{part}.{name}": v for part, values in parts.items() for name, v in values.items()}
-    save_file(flat, both.folder / "ip.safetensors")
-    return lambda pipe: pipe.load_ip_adapter(
-        str(both.folder), subfolder="", weight_name="ip.safetensors", image_encoder_folder=None
-    )
+    save_file(flat, both.folder / f"ip{seed}.safetensors")
+    given = {"subfolder": "", "weight_name": f"ip{seed}.safetensors", no_encoder: None}
+    return lambda pipe: pipe.load_ip_adapter(str(both.folder), **given)
 
 
 def taken_bytes(both: Pair) -> int:
     """Return the bytes of weights that stream or could."""
-    report = both.session.report().parts["unet"]
+    report = next(iter(both.session.report().parts.values()))
     return int(report.resident_bytes + report.streamed_bytes)
 
 
@@ -93,6 +119,51 @@ def test_two_ip_adapters_on_the_unet_alone(sdxl: Pair) -> None:
     sdxl.settle(**embeds)
     sdxl.draw(**embeds)
     assert taken_bytes(sdxl) > taken + sum(v.nbytes for v in both[0]["ip_adapter"].values())
+
+
+@pytest.mark.parametrize("offload", ["half", "all"])
+def test_ip_adapter_of_flux_draws_what_it_draws_on_an_unswapped_pipeline(
+    offload: str, tmp_path: Path
+) -> None:
+    both = Pair("flux", tmp_path, offload)
+    plain, taken = both.draw(), taken_bytes(both)
+    both.edit(from_file(both))
+    drawn = [plain, both.draw(**FLUX_EMBEDS)]
+    both.settle(**FLUX_EMBEDS)
+    both.draw(**FLUX_EMBEDS)
+    assert taken_bytes(both) > taken, "its weights stream, too"
+    edits: list[Edit] = [
+        lambda pipe: pipe.set_ip_adapter_scale(0.4),
+        lambda pipe: pipe.set_ip_adapter_scale([0.9, 0.0, 0.2]),
+    ]
+    for edit in edits:
+        both.edit(edit)
+        drawn.append(both.draw(**FLUX_EMBEDS))
+    changed = both.draw_while(edits, **FLUX_EMBEDS)  # between steps
+    assert not np.array_equal(changed, both.draw(3, **FLUX_EMBEDS))
+    both.edit(from_file(both, seed=2))  # in place of the first
+    drawn.append(both.draw(**FLUX_EMBEDS))
+    assert all(not np.array_equal(*two) for two in itertools.combinations(drawn, 2))
+    both.edit(lambda pipe: pipe.unload_ip_adapter())
+    assert np.array_equal(both.draw(), plain)
+    both.settle()
+    both.draw()
+    assert taken_bytes(both) == taken
+    both.session.detach()
+    assert np.array_equal(both.draw(), plain)
+
+
+def test_detached_pipeline_keeps_its_ip_adapter(tmp_path: Path) -> None:
+    both = Pair("flux", tmp_path, "half")
+    both.edit(from_file(both))
+    drawn = both.draw(**FLUX_EMBEDS)
+    both.session.detach()
+    assert np.array_equal(both.draw(**FLUX_EMBEDS), drawn)
+    ours, theirs = (pipe.transformer.state_dict() for pipe in (both.pipe, both.right))
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    both.edit(lambda pipe: pipe.unload_ip_adapter())
+    both.draw()
 
 
 def test_pipeline_made_of_an_attached_one_draws_the_same(tmp_path: Path) -> None:
