@@ -133,9 +133,35 @@ def make_qwen() -> tuple[Any, dict[str, Any]]:
     return pipe, call
 
 
+def make_nucleus() -> tuple[Any, dict[str, Any]]:
+    """Return NucleusMoEImagePipeline without its text encoder; one block has experts."""
+    from diffusers import NucleusMoEImagePipeline, NucleusMoEImageTransformer2DModel
+
+    qwen, call = make_qwen()
+    transformer = random_module(
+        lambda: NucleusMoEImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=5,
+            attention_head_dim=32,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(8, 12, 12),
+            num_experts=4,
+            moe_intermediate_dim=64,
+            capacity_factors=2.0,
+        ),
+        torch.float32,
+        CPU,
+        0,
+    )
+    return NucleusMoEImagePipeline(transformer, qwen.scheduler, qwen.vae, None, None), call
+
+
 def make(kind: str, folder: Path) -> tuple[Any, dict[str, Any]]:
     """Return a silent pipeline of that kind and its call's arguments."""
-    makers = {"sd3": make_sd3, "qwen": make_qwen}
+    makers = {"sd3": make_sd3, "qwen": make_qwen, "nucleus": make_nucleus}
     pipe, call = makers[kind]() if kind in makers else make_demo(kind, folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe, call

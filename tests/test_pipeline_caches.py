@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers.hooks import HookRegistry, apply_faster_cache, apply_layer_skip
+from diffusers.hooks.smoothed_energy_guidance_utils import (
+    _SMOOTHED_ENERGY_GUIDANCE_HOOK as SMOOTHED,
+)
+from diffusers.hooks.smoothed_energy_guidance_utils import _apply_smoothed_energy_guidance_hook
 from peft import LoraConfig
 from pipeline_pair import Edit, Pair, denoiser_of, loading, lora
 from torch import nn
@@ -18,10 +22,37 @@ from torch import nn
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def enabling(config: Any) -> Edit:
+    return lambda pipe: pipe.transformer.enable_cache(config)
+
+
 def first_block(threshold: float) -> Edit:
     # What random blocks add differs more from step to step than what trained ones add.
-    config = diffusers.FirstBlockCacheConfig(threshold)
-    return lambda pipe: pipe.transformer.enable_cache(config)
+    return enabling(diffusers.FirstBlockCacheConfig(threshold))
+
+
+def pyramid(pipe: Any) -> None:
+    config = diffusers.PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        cross_attention_block_skip_range=3,
+        spatial_attention_timestep_skip_range=(-1, 1001),
+        cross_attention_timestep_skip_range=(-1, 1001),
+        cross_attention_block_identifiers=("blocks.*attn2",),
+        current_timestep_callback=lambda: pipe._current_timestep,
+    )
+    pipe.transformer.enable_cache(config)
+
+
+def taylor(**config: Any) -> Edit:
+    return enabling(diffusers.TaylorSeerCacheConfig(2, 2, **config))
+
+
+def magnitudes() -> Edit:
+    return enabling(diffusers.MagCacheConfig(9.0, num_inference_steps=6, mag_ratios=[1.0] * 6))
+
+
+def spectral(order: int) -> Edit:
+    return enabling(diffusers.SeaCacheConfig(threshold=9.0, residual_order=order))
 
 
 def faster(pipe: Any) -> None:
@@ -59,11 +90,11 @@ def skipping(**config: Any) -> Edit:
 
 
 def take_off(pipe: Any) -> None:
-    if getattr(pipe.transformer, "is_cache_enabled", False):
-        pipe.transformer.disable_cache()
+    if getattr(denoiser_of(pipe), "is_cache_enabled", False):
+        denoiser_of(pipe).disable_cache()
         return
-    registry = HookRegistry.check_if_exists_or_initialize(pipe.transformer)
-    for name in ("faster_cache_denoiser", "faster_cache_block", "layer_skip_hook"):
+    registry = HookRegistry.check_if_exists_or_initialize(denoiser_of(pipe))
+    for name in ("faster_cache_denoiser", "faster_cache_block", "layer_skip_hook", SMOOTHED):
         registry.remove_hook(name, recurse=True)
 
 
@@ -95,6 +126,19 @@ CASES: dict[str, tuple[str, Edit, str]] = {
     "faster, wan": ("wan", faster, "half"),
     "faster, sd3": ("sd3", faster_without_negative, "all"),
     "faster, sd3, residents": ("sd3", faster_without_negative, "half"),
+    "pyramid, flux": ("flux", pyramid, "all"),
+    "pyramid, wan": ("wan", pyramid, "half"),
+    "taylor, flux": ("flux", taylor(), "all"),
+    "taylor, wan": ("wan", taylor(cache_identifiers=[r"blocks\.\d+\.attn1"]), "all"),
+    "taylor, qwen": ("qwen", taylor(max_order=2), "half"),
+    "taylor lite, flux": ("flux", taylor(use_lite_mode=True), "half"),
+    "magnitudes, flux": ("flux", magnitudes(), "half"),
+    "magnitudes, wan": ("wan", magnitudes(), "all"),
+    "magnitudes, qwen": ("qwen", magnitudes(), "half"),
+    "spectral, wan": ("wan", spectral(1), "half"),
+    "spectral, wan, as it was": ("wan", spectral(0), "all"),
+    "text, nucleus": ("nucleus", enabling(diffusers.TextKVCacheConfig()), "half"),
+    "text, nucleus, all": ("nucleus", enabling(diffusers.TextKVCacheConfig()), "all"),
     "layers, wan": ("wan", skipping(), "half"),
     "feed-forward, flux": (
         "flux",
@@ -122,7 +166,8 @@ def test_what_is_skipped_is_skipped_as_on_an_unswapped_pipeline(
         both.edit(enable)
         skipped = both.draw(6)
     assert counted[0].rows == counted[1].rows < whole
-    assert not np.array_equal(skipped, plain)
+    is_exact = case.startswith("text")
+    assert np.array_equal(skipped, plain) == is_exact
     both.edit(take_off)
     assert np.array_equal(both.draw(6), plain)
     both.edit(enable)
@@ -167,3 +212,31 @@ def test_model_runs_as_a_whole_when_a_cache_has_been_taken_off(tmp_path: Path) -
     both.draw()
     both.settle()
     assert steps_of(both, draws=6) == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "blocks", "offload"),
+    [
+        ("sdxl", "mid_block.attentions.0.transformer_blocks", "half"),
+        ("sd3", "auto", "all"),
+        ("wan", "auto", "half"),
+        ("qwen", "auto", "all"),
+    ],
+)
+def test_queries_are_smoothed_as_on_an_unswapped_pipeline(
+    kind: str, blocks: str, offload: str, tmp_path: Path
+) -> None:
+    def smooth(pipe: Any) -> None:
+        config = diffusers.SmoothedEnergyGuidanceConfig([0], fqn=blocks)
+        _apply_smoothed_energy_guidance_hook(denoiser_of(pipe), config, blur_sigma=1.0)
+
+    both = Pair(kind, tmp_path, offload)
+    plain = both.draw(4)
+    # A guider of diffusers does both around one forward of three, in each step.
+    assert not np.array_equal(both.draw_while([smooth, take_off, smooth]), plain)
+    both.edit(take_off)
+    assert np.array_equal(both.draw(4), plain)
+    both.edit(smooth)
+    assert not np.array_equal(both.draw(4), plain)
+    both.session.detach()
+    both.draw(4)

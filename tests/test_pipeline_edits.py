@@ -124,26 +124,6 @@ def test_textual_inversion_is_used_by_the_next_call(sdxl: Pair) -> None:
     assert not np.array_equal(sdxl.draw(prompt="a red <thing>"), plain)
 
 
-@pytest.mark.parametrize("cache", ["pyramid", "taylor", "mag"])
-def test_cache_skips_the_same_blocks_as_on_an_unswapped_model(flux: Pair, cache: str) -> None:
-    import diffusers as d
-
-    configs: dict[str, Edit] = {
-        "pyramid": lambda pipe: d.PyramidAttentionBroadcastConfig(
-            spatial_attention_block_skip_range=2,
-            spatial_attention_timestep_skip_range=(0, 1000),
-            current_timestep_callback=lambda: pipe._current_timestep,
-        ),
-        "taylor": lambda _: d.TaylorSeerCacheConfig(2, 2, max_order=1),
-        "mag": lambda _: d.MagCacheConfig(9.0, num_inference_steps=6, mag_ratios=[1.0] * 6),
-    }
-    plain = flux.draw(6)
-    flux.edit(lambda pipe: pipe.transformer.enable_cache(configs[cache](pipe)))
-    assert not np.array_equal(flux.draw(6), plain)
-    flux.edit(lambda pipe: pipe.transformer.disable_cache())
-    assert np.array_equal(flux.draw(6), plain)
-
-
 def test_another_scheduler_is_used_and_freeing_memory_in_a_step_does_no_harm(sdxl: Pair) -> None:
     from diffusers import DDIMScheduler as Other
 
