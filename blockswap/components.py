@@ -6,13 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from blockswap.blocks import find_blocks
 from blockswap.config import SwapConfig
 from blockswap.device_memory import DeviceMemory
-from blockswap.errors import CapError, ConfigError
+from blockswap.errors import CapError, ConfigError, UseError
 from blockswap.guests import CALLS, Guest
 from blockswap.pieces import find_leaves
 from blockswap.sizes import format_bytes
@@ -60,50 +59,67 @@ class Components:
     configs: dict[str, SwapConfig]
 
     @classmethod
-    def of(cls, pipe: Any, config: SwapConfig) -> Components:
+    def of(cls, pipe: Any, config: SwapConfig, before: Components | None = None) -> Components:
         """Sort them.
+
+        Args:
+            pipe: the pipeline.
+            config: the cap for all of them, and the options of each.
+            before: how they were sorted; what is still there keeps its place and its share.
 
         Raises:
             ConfigError: nothing runs each step, or accelerate offloads a component.
             CapError: a component that cannot stream does not fit under the cap.
+            UseError: a denoiser more would need a share of the cap.
         """
         denoisers = denoisers_of(pipe)
         if not denoisers:
             raise ConfigError(_nothing_streams(pipe))
-        guests = _others_of(pipe, set(denoisers.values()), config.target_device())
         memory = DeviceMemory(config.target_device())
         cap = config.resolve(memory.total_bytes()).vram_bytes
         room = cap if cap is not None else memory.available_bytes()
+        known = cls({}, {}, [], {}) if before is None else before
+        if before is not None and cap is not None and (more := denoisers.keys() - known.denoisers):
+            raise UseError(
+                f"pipe.{min(more)} would share the cap with what is attached: call"
+                " session.detach(), set it, and attach again"
+            )
+        staying = {guest.module: guest for guest in known.guests}
+        guests: list[Guest] = []
         visitors: dict[str, nn.Module] = {}
-        for guest in list(guests):
-            if guest.weight_bytes <= _most_whole_bytes(room):
+        for name, module in _others_of(pipe, set(denoisers.values())).items():
+            if module in known.visitors.values():
+                visitors[name] = module
                 continue
-            if can_stream(guest.module):
-                visitors[guest.name] = guest.module
-                guests.remove(guest)
+            guest = staying.get(module) or Guest(name, module, config.target_device())
+            if before is not None and module not in staying:
+                guest.go_home()  # diffusers takes our device for the pipeline's, and loads to it
+            if module in staying or guest.weight_bytes <= _most_whole_bytes(room):
+                guests.append(guest)
+            elif can_stream(module):
+                visitors[name] = module
             elif cap is not None and guest.num_bytes > cap:
                 raise CapError(
-                    f"pipe.{guest.name} has {format_bytes(guest.num_bytes)} of weights and"
+                    f"pipe.{name} has {format_bytes(guest.num_bytes)} of weights and"
                     f" computes as a whole, but the cap is {format_bytes(cap)}: raise vram to at"
                     f" least {guest.num_bytes} bytes, or attach pipe.{next(iter(denoisers))} alone"
                 )
+            else:
+                guests.append(guest)
         configs = {
             name: dataclasses.replace(config, vram=share)
             for name, share in _shares(cap, denoisers).items()
-        }
-        for name, module in visitors.items():
-            # What runs once gains nothing from weights that stay: they would be copied, too.
-            absent = f"{sum(p.nbytes for p in module.parameters())}B"
-            configs[name] = dataclasses.replace(
-                config,
-                vram=cap,
-                offload=absent,
-                mode="layerwise",
-                priorities=None,
-                blocks=None,
-                swap_space=None,
-            )
+        } | {name: _once(config, cap, module) for name, module in visitors.items()}
+        same = {name for name, part in visitors.items() if part is known.visitors.get(name)}
+        kept = known.denoisers.keys() & denoisers.keys() | same
+        configs |= {name: known.configs[name] for name in kept}
         return cls(denoisers, visitors, guests, configs)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Return all of them."""
+        whole = [guest.module for guest in self.guests]
+        return [*self.denoisers.values(), *self.visitors.values(), *whole]
 
 
 def _most_whole_bytes(room: int | None) -> int:
@@ -121,18 +137,31 @@ def _nothing_streams(pipe: Any) -> str:
     )
 
 
-def _others_of(pipe: Any, streamed: set[nn.Module], device: torch.device) -> list[Guest]:
-    guests: list[Guest] = []
+def _once(config: SwapConfig, cap: int | None, module: nn.Module) -> SwapConfig:
+    """Return the settings of what runs once a call, and gains nothing from weights that stay."""
+    return dataclasses.replace(
+        config,
+        vram=cap,
+        offload=f"{sum(p.nbytes for p in module.parameters())}B",
+        mode="layerwise",
+        priorities=None,
+        blocks=None,
+        swap_space=None,
+    )
+
+
+def _others_of(pipe: Any, streamed: set[nn.Module]) -> dict[str, nn.Module]:
+    others: dict[str, nn.Module] = {}
     for name, part in pipe.components.items():
         if not isinstance(part, nn.Module) or part in streamed or getattr(part, "nets", None):
             continue
-        if all(part is not guest.module for guest in guests):
+        if all(part is not other for other in others.values()):
             if hasattr(part, "_hf_hook"):
                 raise ConfigError(
                     f"accelerate offloads pipe.{name}: call pipe.remove_all_hooks() first"
                 )
-            guests.append(Guest(name, part, device))
-    return guests
+            others[name] = part
+    return others
 
 
 def can_stream(module: nn.Module) -> bool:

@@ -102,6 +102,13 @@ class Guest:
         """Return the bytes of its parameters and buffers."""
         return sum(t.nbytes for t in self._tensors())
 
+    @torch.no_grad()
+    def go_home(self) -> None:
+        """Go to the host's memory for good: from there it comes for its turns."""
+        for tensor in self._tensors():
+            if tensor.device == self._device:
+                _C.set_data(tensor, tensor.detach().cpu())
+
     def report(self) -> GuestReport:
         """Return what its turns took."""
         pinned_bytes = 0 if self._home is None else int(self._home.arena.pinned_bytes)

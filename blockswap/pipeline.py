@@ -12,12 +12,13 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from blockswap.attached import session_of
+from blockswap.attached import KEY
 from blockswap.binding import weights_of
 from blockswap.components import Components
 from blockswap.config import SwapConfig
 from blockswap.device_memory import DeviceMemory
 from blockswap.errors import UseError
+from blockswap.exchange import attached, listen, replaced
 from blockswap.guests import Guest
 from blockswap.history import MemoryHistory, Recorder, recording
 from blockswap.pipeline_report import PipelineReport
@@ -25,7 +26,6 @@ from blockswap.report import State
 from blockswap.session import Session
 from blockswap.turns import Turns
 
-KEY = "_blockswap_session"
 CALL_END = "maybe_free_model_hooks"  # what every diffusers pipeline calls last
 
 
@@ -38,28 +38,32 @@ class PipelineSession:
     Attributes:
         pipe: the pipeline.
         config: what was asked for.
-        sessions: one per component that streams, by name, the denoisers first.
+        sessions: one per component that streams, by name, the denoisers first. A component that is
+            given to the pipeline meanwhile is treated as the others are.
     """
 
     _live: ClassVar[weakref.WeakSet[PipelineSession]] = weakref.WeakSet()
 
     def __init__(
-        self, pipe: Any, config: SwapConfig, sessions: dict[str, Session], parts: Components
+        self,
+        pipe: Any,
+        config: SwapConfig,
+        sessions: dict[str, Session],
+        parts: Components,
+        attach: Any,
     ) -> None:
         self.pipe = pipe
         self.config = config
-        self.sessions = sessions
-        self._guests = parts.guests
-        self._denoisers = [sessions[name] for name in parts.denoisers]
-        memory = DeviceMemory(config.target_device())
-        resolved = config.resolve(memory.total_bytes())
-        self._cap_bytes = resolved.vram_bytes
-        visitors = [sessions[name] for name in parts.visitors]
-        self._turns = Turns(self._denoisers, visitors, memory, resolved, self._record)
+        self.sessions: dict[str, Session] = {}
+        self._attach = attach
+        self._memory = DeviceMemory(config.target_device())
+        self._resolved = config.resolve(self._memory.total_bytes())
         self._handles: list[RemovableHandle] = []
         self._recorder: Recorder | None = None
         self._is_detached = False
+        self._place(sessions, parts)
         self._hook()
+        listen(type(pipe))
         self._live.add(self)
         pipe.__dict__[KEY] = self
 
@@ -95,9 +99,12 @@ class PipelineSession:
 
         Raises:
             UseError: the session is detached.
+            CapError: what was given to the pipeline meanwhile does not fit under the cap.
         """
         if self.state == "detached":
             raise UseError("this session is detached: call blockswap.attach again")
+        if not self._handles:
+            self._exchange()
         for session in self.sessions.values():
             session.resume()
         if not self._handles:
@@ -112,16 +119,13 @@ class PipelineSession:
             UseError: a forward runs.
         """
         self._refuse_running()
+        sharing = self._sharing()
         self._unhook()
         self._live.discard(self)
-        sharing = [other for other in self._live if other._shares_with(self)]
         for session in self.sessions.values():
             if all(session not in other.sessions.values() for other in sharing):
                 session.detach()
-        for other in sharing:  # we took off what both had put on the shared components
-            if other._handles:
-                other._unhook()
-                other._hook()
+        self._hook_again(sharing)
         self._is_detached = True
         if self.pipe.__dict__.get(KEY) is self:
             del self.pipe.__dict__[KEY]
@@ -134,8 +138,8 @@ class PipelineSession:
         ...     image = pipe("a red fox").images[0]
         >>> history.save("memory.png")  # doctest: +SKIP
         """
-        memory = DeviceMemory(self.config.target_device())
-        with recording(memory, self._cap_bytes, self.sessions) as (self._recorder, history):
+        memory, cap = DeviceMemory(self._memory.device), self._resolved.vram_bytes
+        with recording(memory, cap, self.sessions) as (self._recorder, history):
             try:
                 yield history
             finally:
@@ -161,9 +165,61 @@ class PipelineSession:
 
     # ---------------------------------------------------------------------------------------------
 
-    def _shares_with(self, other: PipelineSession) -> bool:
-        theirs = list(other.sessions.values())
-        return any(session in theirs for session in self.sessions.values())
+    def _place(self, sessions: dict[str, Session], parts: Components) -> None:
+        self._parts = parts
+        self._guests = parts.guests
+        self._denoisers = [sessions[name] for name in parts.denoisers]
+        visitors = [sessions[name] for name in parts.visitors]
+        self._turns = Turns(self._denoisers, visitors, self._memory, self._resolved, self._record)
+        self.sessions.clear()
+        self.sessions.update((name, sessions[name]) for name in parts.denoisers | parts.visitors)
+
+    def _follow(self) -> None:
+        """Treat the pipeline's components as they are now: called when one was exchanged.
+
+        While the session is paused nothing happens; `resume` does it.
+
+        Raises:
+            CapError: a new one does not fit under the cap.
+            ConfigError: a new one cannot be attached.
+            UseError: a forward runs, or one more denoiser would need a share of the cap.
+        """
+        if not self._handles:
+            return
+        self._refuse_running()
+        sharing = self._sharing()
+        self._unhook()
+        try:
+            self._exchange()
+        finally:
+            self._hook()
+            self._hook_again(sharing)
+
+    def _exchange(self) -> None:
+        """Attach what is new and let go of what is not there any more, or change nothing."""
+        for session in self.sessions.values():
+            session.vacate()  # what is new finds the room that the others found
+        parts = Components.of(self.pipe, self.config, self._parts)
+        theirs = {s for other in self._sharing() for s in other.sessions.values()}
+        gone = [s for s in self.sessions.values() if s.model not in parts.modules]
+        alone = [s for s in gone if s not in theirs]
+        with replaced(alone), attached(parts, self._attach) as sessions:
+            self._place(sessions, parts)
+        self._memory.give_back()  # what was on the device, and is on the host now
+
+    def _sharing(self) -> list[PipelineSession]:
+        """Return the other sessions that have a component of ours."""
+        ours = self._parts.modules
+        others = [other for other in self._live if other is not self]
+        return [other for other in others if any(m in ours for m in other._parts.modules)]
+
+    @staticmethod
+    def _hook_again(sharing: list[PipelineSession]) -> None:
+        """Put back what we took off the components that they share with us."""
+        for other in sharing:
+            if other._handles:
+                other._unhook()
+                other._hook()
 
     def _refuse_running(self) -> None:
         for session in self.sessions.values():
@@ -268,20 +324,5 @@ def attach_pipeline(pipe: Any, config: SwapConfig, attach: Any) -> PipelineSessi
         live.resume()
         return live
     parts = Components.of(pipe, config)
-    sessions: dict[str, Session] = {}
-    models = parts.visitors | parts.denoisers
-    others = {name for name, model in models.items() if session_of(model) is not None}
-    try:
-        for name, model in models.items():
-            leaving = [models[n] for n in models if n not in sessions]
-            sessions[name] = attach(model, parts.configs[name], leaving)
-            if name in parts.visitors:  # it has the device for itself, and leaves it to others
-                sessions[name]._state.is_visitor = True
-                sessions[name].vacate()
-        ordered = {name: sessions[name] for name in parts.denoisers | parts.visitors}
-        return PipelineSession(pipe, config, ordered, parts)
-    except BaseException:
-        for name, session in sessions.items():
-            if name not in others:
-                session.detach()
-        raise
+    with attached(parts, attach) as sessions:
+        return PipelineSession(pipe, config, sessions, parts, attach)

@@ -63,15 +63,36 @@ def flux_adapter_of(transformer: Any, seed: int) -> dict[str, dict[str, torch.Te
     return {"image_proj": image_proj, "ip_adapter": ip_adapter}
 
 
-def from_file(both: Pair, seed: int = 1) -> Edit:
+def save_encoder(folder: Path) -> None:
+    """Save a small image encoder with random weights."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(7)
+    config = CLIPVisionConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+        projection_dim=EMBEDDED,
+    )
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+
+
+def from_file(both: Pair, seed: int = 1, encoder: bool = False) -> Edit:
+    """Load an IP-Adapter from a file, with the image encoder of the pair's folder or none."""
+    given = {"subfolder": "", "weight_name": f"ip{seed}.safetensors"}
     if both.kind == "flux":
         parts = flux_adapter_of(both.right.transformer, seed)
-        no_encoder = "image_encoder_pretrained_model_name_or_path"
+        folder = str(both.folder / "image_encoder") if encoder else None
+        given |= {"image_encoder_pretrained_model_name_or_path": folder}
+        given |= {"image_encoder_dtype": torch.float32}
     else:
-        parts, no_encoder = adapter_of(both.right.unet, seed), "image_encoder_folder"
+        parts = adapter_of(both.right.unet, seed)
+        given |= {"image_encoder_folder": "image_encoder" if encoder else None}
     flat = {f"{part}.{name}": v for part, values in parts.items() for name, v in values.items()}
-    save_file(flat, both.folder / f"ip{seed}.safetensors")
-    given = {"subfolder": "", "weight_name": f"ip{seed}.safetensors", no_encoder: None}
+    save_file(flat, both.folder / given["weight_name"])
     return lambda pipe: pipe.load_ip_adapter(str(both.folder), **given)
 
 

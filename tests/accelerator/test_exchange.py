@@ -1,0 +1,106 @@
+"""What an attached pipeline is given comes for its turn, under the cap, and leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import blockswap
+from blockswap.errors import CapError
+from tests.accelerator.test_pipelines import MIB, devices, on_fake
+from tests.pipelines import draw, make, with_large_encoder
+from tests.test_pipeline_exchange import IMAGE, other_denoiser, other_vae
+from tests.test_pipeline_parts import from_file, save_encoder
+
+
+def all_devices(pipe: Any) -> set[str]:
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    return {t.device.type for part in parts for t in [*part.parameters(), *part.buffers()]}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["sdxl", "flux"])
+def test_image_encoder_comes_for_its_turn_under_the_cap_and_leaves(
+    accelerator: ModuleType, kind: str, tmp_path: Path
+) -> None:
+    (right, call), (pipe, _) = make(kind, tmp_path), make(kind, tmp_path)
+    call |= {"height": 64, "width": 64, "output_type": "latent", "ip_adapter_image": [IMAGE]}
+    save_encoder(tmp_path / "image_encoder")
+    adapt = from_file(SimpleNamespace(kind=kind, right=right, folder=tmp_path), encoder=True)
+    adapt(right)
+    expected = on_fake(right, call)
+    cap = accelerator.memory_allocated() + 48 * MIB
+    seen: list[str] = []
+    with blockswap.attach(pipe, device="fake", vram=cap, check=True) as session:
+        draw(pipe, {name: value for name, value in call.items() if name != "ip_adapter_image"})
+        held = accelerator.memory_allocated()
+        adapt(pipe)
+        encoder = pipe.image_encoder
+        assert devices(pipe)["image_encoder"] == "cpu", "diffusers loads it to the device"
+        assert accelerator.memory_allocated() < held + encoder.get_memory_footprint()
+        with encoder.register_forward_pre_hook(
+            lambda *_: seen.append(encoder.visual_projection.weight.device.type)
+        ):
+            for _ in range(3):
+                assert np.array_equal(draw(pipe, call), expected)
+                assert devices(pipe)["image_encoder"] == "cpu"
+        report = session.report().guests["image_encoder"]
+        assert set(seen) == {"fake"}
+        assert report.turns >= 3
+        assert report.peak_bytes is not None
+        assert report.weight_bytes < report.peak_bytes <= cap
+    assert all_devices(pipe) == {"cpu"}
+
+
+@torch.no_grad()
+def test_other_vae_text_encoder_and_denoiser_draw_on_the_device(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    (right, call), (pipe, _) = make("flux", tmp_path), make("flux", tmp_path)
+    call |= {"height": 64, "width": 64}
+    plain = on_fake(right, call)
+
+    def exchange(pipe: Any) -> None:
+        pipe.vae = other_vae(pipe).to("fake")  # as users do who think of it
+        pipe.transformer = other_denoiser(pipe)
+        with_large_encoder(pipe)  # streams
+
+    exchange(right)
+    expected = on_fake(right, call)
+    assert not np.array_equal(expected, plain)
+    cap = accelerator.memory_allocated() + 20 * MIB
+    with blockswap.attach(pipe, device="fake", vram=cap, check=True) as session:
+        assert np.array_equal(draw(pipe, call), plain)
+        exchange(pipe)
+        assert devices(pipe)["vae"] == "cpu"
+        for _ in range(3):
+            assert np.array_equal(draw(pipe, call), expected)
+        report = session.report()
+        assert list(report.parts) == ["transformer", "text_encoder_2"]
+        assert all(0 < part.peak_device_bytes <= cap for part in report.parts.values())
+        assert report.guests["vae"].peak_bytes <= cap
+    assert all_devices(pipe) == {"cpu"}
+
+
+def test_component_above_the_cap_is_refused_and_the_old_one_stays(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call = make("flux", tmp_path)
+    call |= {"height": 64, "width": 64}
+    cap = accelerator.memory_allocated() + 20 * MIB
+    with blockswap.attach(pipe, device="fake", vram=cap):
+        plain, vae = draw(pipe, call), pipe.vae
+        large = other_vae(pipe)
+        large.more = nn.Linear(cap // 4 // 1024, 1024)
+        for given in (large, large.to("fake")):
+            with pytest.raises(CapError, match=r"pipe\.vae has .* computes as a whole"):
+                pipe.vae = given
+            assert pipe.vae is vae
+        del large, given
+        assert np.array_equal(draw(pipe, call), plain)
