@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from blockswap.binding import weights_of
 from blockswap.blocks import find_blocks
 from blockswap.config import SwapConfig
 from blockswap.device_memory import DeviceMemory
@@ -84,6 +86,7 @@ class Components:
                 f"pipe.{min(more)} would share the cap with what is attached: call"
                 " session.detach(), set it, and attach again"
             )
+        device, pins = config.target_device(), config.host_memory is None
         staying = {guest.module: guest for guest in known.guests}
         guests: list[Guest] = []
         visitors: dict[str, nn.Module] = {}
@@ -91,7 +94,7 @@ class Components:
             if module in known.visitors.values():
                 visitors[name] = module
                 continue
-            guest = staying.get(module) or Guest(name, module, config.target_device())
+            guest = staying.get(module) or Guest(name, module, device, pins)
             if before is not None and module not in staying:
                 guest.go_home()  # diffusers takes our device for the pipeline's, and loads to it
             if module in staying or guest.weight_bytes <= _most_whole_bytes(room):
@@ -173,6 +176,15 @@ def can_stream(module: nn.Module) -> bool:
     except ConfigError:
         return False
     return bool(leaves.streamable)
+
+
+def entrances(model: nn.Module, is_denoiser: bool) -> Iterator[nn.Module]:
+    """Yield where a component may be entered: parts of text encoders are called alone, too."""
+    yield model
+    if not is_denoiser:
+        for module in model.modules():
+            if module is not model and weights_of(module):
+                yield module
 
 
 def _shares(cap: int | None, models: dict[str, nn.Module]) -> dict[str, int | None]:

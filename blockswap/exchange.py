@@ -1,12 +1,13 @@
-"""Components that are exchanged while their pipeline is attached: its session is told of each."""
+"""What is done to the components of attached pipelines: their sessions are told of it."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from blockswap.attached import KEY, session_of
@@ -18,11 +19,28 @@ class Follower(Protocol):
     """What is told."""
 
     def _follow(self) -> None:
-        """Treat the components as they are now, or raise and change nothing."""
+        """Treat the components as they are now.
+
+        Raises:
+            CapError: a new one does not fit under the cap.
+            ConfigError: a new one cannot be attached.
+            UseError: a forward runs, or one more denoiser would need a share of the cap.
+        """
 
 
-def listen(pipeline: type) -> None:
-    """Have a class of pipelines tell; the attribute stays what it was where the session raises.
+def listen(pipeline: type, cast: Callable[[Any, torch.dtype], None]) -> None:
+    """Have a class of pipelines tell, for good.
+
+    Args:
+        pipeline: the class.
+        cast: casts what is attached of a pipeline's components.
+    """
+    _tell_exchanges(pipeline)
+    _tell_casts(pipeline, cast)
+
+
+def _tell_exchanges(pipeline: type) -> None:
+    """Tell of attributes that are set; one stays what it was where the session raises.
 
     `register_modules`, and with it every loader of diffusers, sets attributes, too.
     """
@@ -48,6 +66,29 @@ def listen(pipeline: type) -> None:
 
     set_attribute.tells_blockswap = True  # type: ignore[attr-defined]
     owner.__setattr__ = set_attribute  # type: ignore[method-assign, assignment]
+
+
+def _tell_casts(pipeline: type, cast: Callable[[Any, torch.dtype], None]) -> None:
+    """Tell of a dtype that `from_pipe` is given: diffusers leaves what is attached as it is.
+
+    Without one it would make float32 of everything; what is attached keeps its dtype then.
+    """
+    owner: Any = next((cls for cls in pipeline.__mro__ if "from_pipe" in vars(cls)), pipeline)
+    found = vars(owner).get("from_pipe")
+    if not isinstance(found, classmethod) or hasattr(found.__func__, "tells_blockswap"):
+        return
+    original: Any = found.__func__
+
+    @functools.wraps(original)
+    def from_pipe(cls: type[Any], pipeline: Any, **kwargs: Any) -> Any:
+        made = original(cls, pipeline, **kwargs)
+        dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
+        if dtype is not None:
+            cast(made, dtype)
+        return made
+
+    from_pipe.tells_blockswap = True  # type: ignore[attr-defined]
+    owner.from_pipe = classmethod(from_pipe)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager

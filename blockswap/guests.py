@@ -68,6 +68,12 @@ class Guest:
     Its tensors stay the same objects. During a turn they lie on the device, afterwards again where
     they were; what was written meanwhile is kept.
 
+    Args:
+        name: of the component.
+        module: it.
+        device: where its turns are.
+        pins: whether it lies in pinned memory while it is watched.
+
     Attributes:
         name: of the component.
         num_bytes: what a turn takes on the device.
@@ -78,7 +84,9 @@ class Guest:
             before the first.
     """
 
-    def __init__(self, name: str, module: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, device: torch.device, pins: bool = False
+    ) -> None:
         self.name = name
         self.module = module
         self.turns = self.peak_bytes = 0
@@ -86,6 +94,7 @@ class Guest:
         self._device = device
         self.gate = TurnGate()
         self._plain: dict[nn.Module, dict[str, nn.Parameter | None]] = {}  # while it is watched
+        self._pins = pins and device.type != "cpu"
         self._home: Home | None = None
         self._known: set[torch.Tensor] = set()  # when its turn began
         self._away: list[tuple[torch.Tensor, torch.Tensor, int | None]] = []
@@ -115,9 +124,10 @@ class Guest:
         return GuestReport(self.weight_bytes, pinned_bytes, self.turns, self.peak_bytes or None)
 
     def pin(self) -> None:
-        """Have the weights come at the speed of the link; until `unwatch`. Not during a turn."""
+        """Have the weights as they are now come at the speed of the link. Not during a turn."""
         self.unpin()
-        self._home = Home(self._tensors(), self._device)
+        if self._pins:
+            self._home = Home(self._tensors(), self._device)
 
     def unpin(self) -> None:
         """Leave the weights in ordinary memory."""
@@ -137,6 +147,7 @@ class Guest:
 
         refuse_copies(self.module)
         try:
+            self.pin()
             for module in self.module.modules():
                 owns = next(module.parameters(recurse=False), None) is not None
                 if owns or module is self.module:

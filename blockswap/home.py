@@ -18,7 +18,8 @@ class Home:
     The memory lives as long as any of them lies in it.
 
     Args:
-        tensors: those that lie in CPU memory and fill theirs move; what does not stays as it is.
+        tensors: those that lie in CPU memory and fill theirs move; others stay as they are, and so
+            do pinned ones.
         device: where they come to; if its driver refuses to pin, as slowly as before.
     """
 
@@ -50,7 +51,7 @@ class Home:
 def _is_plain(tensor: torch.Tensor) -> bool:
     """Whether a tensor is nothing but its bytes, without gaps, in CPU memory."""
     is_ordinary = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
-    if not is_ordinary or tensor.device.type != "cpu" or tensor.nbytes == 0:
+    if not is_ordinary or tensor.device.type != "cpu" or tensor.nbytes == 0 or tensor.is_pinned():
         return False
     is_lazy = tensor.is_conj() or tensor.is_neg() or tensor.is_quantized
     dense = torch.empty_like(tensor, device="meta")

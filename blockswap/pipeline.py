@@ -13,13 +13,11 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from blockswap.attached import KEY
-from blockswap.binding import weights_of
-from blockswap.components import Components
+from blockswap.components import Components, entrances
 from blockswap.config import SwapConfig
 from blockswap.device_memory import DeviceMemory
 from blockswap.errors import UseError
 from blockswap.exchange import attached, listen, replaced
-from blockswap.guests import Guest
 from blockswap.history import MemoryHistory, Recorder, recording
 from blockswap.pipeline_report import PipelineReport
 from blockswap.report import State
@@ -63,7 +61,7 @@ class PipelineSession:
         self._is_detached = False
         self._place(sessions, parts)
         self._hook()
-        listen(type(pipe))
+        listen(type(pipe), self._cast)
         self._live.add(self)
         pipe.__dict__[KEY] = self
 
@@ -175,15 +173,7 @@ class PipelineSession:
         self.sessions.update((name, sessions[name]) for name in parts.denoisers | parts.visitors)
 
     def _follow(self) -> None:
-        """Treat the pipeline's components as they are now: called when one was exchanged.
-
-        While the session is paused nothing happens; `resume` does it.
-
-        Raises:
-            CapError: a new one does not fit under the cap.
-            ConfigError: a new one cannot be attached.
-            UseError: a forward runs, or one more denoiser would need a share of the cap.
-        """
+        """Treat the components as they are now, see `Follower`; while paused, `resume` does it."""
         if not self._handles:
             return
         self._refuse_running()
@@ -202,8 +192,7 @@ class PipelineSession:
         parts = Components.of(self.pipe, self.config, self._parts)
         theirs = {s for other in self._sharing() for s in other.sessions.values()}
         gone = [s for s in self.sessions.values() if s.model not in parts.modules]
-        alone = [s for s in gone if s not in theirs]
-        with replaced(alone), attached(parts, self._attach) as sessions:
+        with replaced(set(gone) - theirs), attached(parts, self._attach) as sessions:
             self._place(sessions, parts)
         self._memory.give_back()  # what was on the device, and is on the host now
 
@@ -239,12 +228,11 @@ class PipelineSession:
         looks = shim.ShimConfig(self.config.target_device())
         for session in self.sessions.values():
             before = partial(self._begin, session)
-            for module in self._entrances(session):
+            for module in entrances(session.model, is_denoiser=session in self._denoisers):
                 self._handles.append(module.register_forward_pre_hook(before, prepend=True))
             shim.register(session.model, looks)
         for guest in self._guests:
             guest.watch(self._turns)
-            self._pin(guest)
             shim.register(guest.module, looks)
         self.pipe.__dict__ |= {CALL_END: self._end_call, "to": self._to}
 
@@ -263,14 +251,6 @@ class PipelineSession:
             shim.remove(guest.module)  # it keeps the forward that it found, which is ours
             guest.unwatch()
 
-    def _entrances(self, session: Session) -> Iterator[nn.Module]:
-        """Yield where a component may be entered: parts of text encoders are called alone, too."""
-        yield session.model
-        if session not in self._denoisers:
-            for module in session.model.modules():
-                if module is not session.model and weights_of(module):
-                    yield module
-
     def _begin(self, session: Session, _module: nn.Module, _args: object) -> None:
         self._turns.stream(session)
 
@@ -284,17 +264,21 @@ class PipelineSession:
         self._turns.end()
         for dtype in (*args, kwargs.get("dtype"), kwargs.get("torch_dtype")):
             if isinstance(dtype, torch.dtype):
-                for session in self.sessions.values():
-                    session.model.to(dtype=dtype)
-                for guest in self._guests:
-                    guest.module.to(dtype=dtype)
-                    self._pin(guest)
+                self._cast(self.pipe, dtype)
         return self.pipe
 
-    def _pin(self, guest: Guest) -> None:
-        """Have a guest come from pinned memory, unless the user bounds what is pinned."""
-        if self.config.host_memory is None and self.config.target_device().type != "cpu":
-            guest.pin()
+    @classmethod
+    def _cast(cls, pipe: Any, dtype: torch.dtype) -> None:
+        parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+        theirs = {module for part in parts for module in part.modules()}
+        for session in cls._live:
+            if shared := theirs.intersection(session._parts.modules):
+                session._turns.end()
+            for module in shared:
+                module.to(dtype=dtype)
+            for guest in session._guests:
+                if guest.module in shared:
+                    guest.pin()
 
     def _record(self, part: str) -> None:
         if self._recorder is not None:

@@ -221,8 +221,35 @@ def test_another_dtype_is_computed_with(way: str, tmp_path: Path) -> None:
     assert "to" not in vars(both.pipe)
 
 
-def test_pipeline_made_with_another_dtype_leaves_attached_models_theirs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_pipeline_made_with_another_dtype_casts_what_it_shares(
+    given: str, times: int, tmp_path: Path
+) -> None:
     both = Pair("flux", tmp_path, "all")
+    plain = both.draw(output_type="np")
+    made = [both.pipe, both.right]
+    for number in range(times):  # the second one is made of a pipeline that is not attached
+        dtype = torch.float64 if number == times - 1 else torch.float32
+        made = [FluxImg2ImgPipeline.from_pipe(pipe, **{given: dtype}) for pipe in made]
+    names = ("transformer", "vae", "text_encoder", "text_encoder_2")
+    assert {both.pipe.components[name].dtype for name in names} == {torch.float64}
+    assert not np.array_equal(both.draw(output_type="np"), plain)
+    call = both.call | {"image": noise(1, 3, 64, 64).clamp(-1, 1), "strength": 0.9}
+    ours, theirs = made
+    expected = draw(theirs, call)
+    assert np.array_equal(draw(ours, call), expected)
+    with blockswap.attach(ours, config=both.session.config) as session:
+        assert session.sessions["transformer"] is both.session.sessions["transformer"]
+        assert np.array_equal(draw(ours, call), expected)
+    both.settle()
+    assert both.session.report().parts["transformer"].streamed_bytes > 0
+    both.session.detach()
+    both.draw(output_type="np")
+
+
+def test_pipeline_made_without_a_dtype_leaves_attached_models_theirs(tmp_path: Path) -> None:
+    both = Pair("flux", tmp_path, "all", lambda pipe: pipe.to(torch.float64))
     plain = both.draw()
-    FluxImg2ImgPipeline.from_pipe(both.pipe, dtype=torch.bfloat16)
+    FluxImg2ImgPipeline.from_pipe(both.pipe)
     assert np.array_equal(both.draw(), plain)

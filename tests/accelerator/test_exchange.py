@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxImg2ImgPipeline
 from torch import nn
 
 import blockswap
@@ -104,3 +105,23 @@ def test_component_above_the_cap_is_refused_and_the_old_one_stays(
             assert pipe.vae is vae
         del large, given
         assert np.array_equal(draw(pipe, call), plain)
+
+
+@torch.no_grad()
+def test_dtype_of_a_pipeline_made_meanwhile_reaches_a_component_in_its_turn(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    (right, call), (pipe, _) = make("flux", tmp_path), make("flux", tmp_path)
+    call |= {"height": 64, "width": 64}
+    plain = on_fake(right, call)
+    expected = on_fake(right.to(torch.float64), call)
+    assert not np.array_equal(expected, plain)
+    with blockswap.attach(pipe, device="fake", offload="4MB", check=True):
+        assert np.array_equal(draw(pipe, call), plain)
+        pipe.encode_prompt("a red fox", None)
+        assert devices(pipe)["text_encoder_2"] == "fake"
+        FluxImg2ImgPipeline.from_pipe(pipe, dtype=torch.float64)
+        for _ in range(2):
+            assert np.array_equal(draw(pipe, call), expected)
+    assert all_devices(pipe) == {"cpu"}
+    assert {p.dtype for p in pipe.text_encoder_2.parameters()} == {torch.float64}

@@ -56,7 +56,7 @@ def test_weights_come_from_pinned_memory_and_stay_what_they_were(accelerator: Mo
     module = Mixed()
     objects = module.tensors()
     before = {name: (t.detach().clone(), t.stride()) for name, t in objects.items()}
-    guest = Guest("mixed", module, torch.empty(0, device="fake").device)
+    guest = Guest("mixed", module, torch.empty(0, device="fake").device, pins=True)
     guest.pin()
     tied = module.one.nbytes + module.tied.nbytes + module.gaps.nbytes
     assert guest.report().pinned_bytes >= guest.weight_bytes - tied
@@ -83,7 +83,7 @@ def test_what_is_written_in_a_turn_is_kept_in_pinned_memory_and_after_it_is_unpi
 ) -> None:
     module = nn.Linear(8, 8)
     expected = module.weight.detach().clone() * 2
-    guest = Guest("linear", module, torch.empty(0, device="fake").device)
+    guest = Guest("linear", module, torch.empty(0, device="fake").device, pins=True)
     guest.pin()
     guest.enter()
     module.weight.data *= 2
@@ -100,7 +100,7 @@ def test_what_is_written_in_a_turn_is_kept_in_pinned_memory_and_after_it_is_unpi
 
 def test_memory_of_components_that_nobody_uses_is_given_back(accelerator: ModuleType) -> None:
     module = nn.Linear(8, 8)
-    guest = Guest("linear", module, torch.empty(0, device="fake").device)
+    guest = Guest("linear", module, torch.empty(0, device="fake").device, pins=True)
     guest.pin()
     assert guest._home is not None
     arena = weakref.ref(guest._home.arena)
