@@ -8,17 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pipelines import draw, make
+from pipelines import denoiser_of, draw, make
 
 import blockswap
 from blockswap.components import denoisers_of
 
 Edit = Callable[[Any], Any]
 State = dict[str, torch.Tensor]
-
-
-def denoiser_of(pipe: Any) -> Any:
-    return next(iter(denoisers_of(pipe).values()))
 
 
 class Pair:

@@ -9,10 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from blockswap.components import denoisers_of
 from blockswap.demo.pipelines import demo_model
 from blockswap.demo.weights import random_module
 
 CPU = torch.device("cpu")
+
+
+def denoiser_of(pipe: Any) -> Any:
+    """Return the first of the models that run each step."""
+    return next(iter(denoisers_of(pipe).values()))
 
 
 def make_demo(family: str, folder: Path) -> tuple[Any, dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 import diffusers
 from torch import nn
 
-from tests.test_pipeline_edits import denoiser_of
+from tests.pipelines import denoiser_of
 
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler.from_config
 SCHEDULERS: dict[str, list[Callable[[Any], Any]]] = {

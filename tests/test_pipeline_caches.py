@@ -16,7 +16,8 @@ from diffusers.hooks.smoothed_energy_guidance_utils import (
 )
 from diffusers.hooks.smoothed_energy_guidance_utils import _apply_smoothed_energy_guidance_hook
 from peft import LoraConfig
-from pipeline_pair import Edit, Pair, denoiser_of, loading, lora
+from pipeline_pair import Edit, Pair, loading, lora
+from pipelines import denoiser_of
 from torch import nn
 
 pytestmark = pytest.mark.usefixtures("one_thread")

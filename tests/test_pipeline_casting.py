@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers.hooks import apply_layerwise_casting
-from pipeline_pair import Pair, denoiser_of, loading, lora
+from pipeline_pair import Pair, loading, lora
+from pipelines import denoiser_of
 
 import blockswap
 from blockswap.errors import UnsupportedError

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pipeline_pair import Edit, Pair, denoiser_of, loading, lora
-from pipelines import draw
+from pipeline_pair import Edit, Pair, loading, lora
+from pipelines import denoiser_of, draw
 
 import blockswap
 from blockswap.errors import UseError

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxImg2ImgPipeline
-from pipeline_pair import Edit, Pair, denoiser_of
-from pipelines import draw, make, noise, with_large_encoder
+from pipeline_pair import Edit, Pair
+from pipelines import denoiser_of, draw, make, noise, with_large_encoder
 from test_pipeline import tree
 from test_pipeline_parts import from_file, save_encoder
 
