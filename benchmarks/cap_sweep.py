@@ -25,7 +25,7 @@ import blockswap
 from benchmarks import command_line
 from benchmarks.models import tokens_of
 from blockswap.bench import zoo
-from blockswap.bench.head import device_name, make_head
+from blockswap.bench.head import gpu_uuid, make_head
 from blockswap.bench.rows import GIB, Row, measure, one_line, smallest_ring_bytes
 from blockswap.bench.timing import Resident, measure_resident
 from blockswap.room import MOST_CAP_MARGIN_BYTES
@@ -67,7 +67,7 @@ class DeviceWatch:
 
         self._nvml = pynvml
         pynvml.nvmlInit()
-        self._device = pynvml.nvmlDeviceGetHandleByUUID(device_name())
+        self._device = pynvml.nvmlDeviceGetHandleByUUID(gpu_uuid())
         self.peak_bytes = 0
         self._ends = threading.Event()
 

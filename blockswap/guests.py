@@ -205,6 +205,7 @@ class Guest:
         tensors = self._tensors()
         self._known = set(tensors)
         moving = [tensor for tensor in tensors if tensor.device != self._device]
+        moving.sort(key=lambda tensor: tensor.nbytes)  # an empty one may not be waited for
         try:
             for tensor in moving:
                 home = tensor.detach()

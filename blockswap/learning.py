@@ -93,7 +93,7 @@ class Learned:
         earlier_times: the device's of a measured one among them that is not the last.
         settling_steps: how many of those there are to be.
         unmeasured_seconds: of the one among them whose pieces were not measured.
-        settled: how often the stage was gone through.
+        settled: how often that stage was entered since the leaves were timed.
         torch_peak_bytes: the most that PyTorch held in a step, pool excluded.
         step_bytes: how much of it came in the step.
         step_reserved_bytes: the same with what it cached.
@@ -145,7 +145,6 @@ class Learned:
             expected_seconds: of that plan, by what was learned from its steps.
             step_seconds: the shortest of them.
         """
-        self.settled += 1
         off = abs(expected_seconds - step_seconds)
         return self.settled >= MOST_SETTLED or off <= EXPLAINED_SHARE * step_seconds
 
@@ -173,6 +172,8 @@ class Learned:
         if stage in (Stage.TRACE, Stage.TIME):
             self.plan = self.request = None
             self.settled = 0
+        elif stage is Stage.SETTLE:
+            self.settled += 1
         self.hosts.clear()
         self.earlier_times = None
         self.settling_steps = SETTLING_STEPS

@@ -40,7 +40,7 @@ def make_head(command: str) -> dict[str, Any]:
         "command": command,
     }
     if torch.cuda.is_available():
-        head["gpu"] = torch.cuda.get_device_name()
+        head["gpu"] = torch.cuda.get_gpu_uuid()
         head["driver"] = _query("driver_version")
         head["clocks"] = _query("clocks.sm,clocks.mem")
         head["link"] = _query("pcie.link.gen.max,pcie.link.width.max")
@@ -57,13 +57,13 @@ def _sources() -> str:
     return digest.hexdigest()[:16]
 
 
-def device_name() -> str:
-    """Return the current GPU's name for the driver, which knows nothing of CUDA_VISIBLE_DEVICES."""
+def gpu_uuid() -> str:
+    """Return what the driver calls the current GPU: it does not know CUDA_VISIBLE_DEVICES."""
     return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
 
 
 def _query(fields: str) -> str | None:
-    chosen = f"--id={device_name()}"
+    chosen = f"--id={gpu_uuid()}"
     return _output("nvidia-smi", chosen, f"--query-gpu={fields}", "--format=csv,noheader")
 
 

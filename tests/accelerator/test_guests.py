@@ -46,6 +46,7 @@ class Mixed(nn.Module):
         self.conv = nn.Conv2d(8, 16, 3).to(memory_format=torch.channels_last)
         self.low = nn.Linear(64, 64, dtype=torch.bfloat16)
         self.register_buffer("count", torch.tensor(7))
+        self.register_buffer("last", torch.empty(0))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}
