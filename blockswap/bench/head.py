@@ -40,7 +40,7 @@ def make_head(command: str) -> dict[str, Any]:
         "command": command,
     }
     if torch.cuda.is_available():
-        head["gpu"] = torch.cuda.get_gpu_uuid()
+        head["gpu"] = torch.cuda.get_device_name()
         head["driver"] = _query("driver_version")
         head["clocks"] = _query("clocks.sm,clocks.mem")
         head["link"] = _query("pcie.link.gen.max,pcie.link.width.max")
