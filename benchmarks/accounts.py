@@ -28,7 +28,8 @@ class Account:
         reserved: mapped, as the pool counts.
         blocks: in use, block by block.
         tensors: the storages of live tensors that lie in such blocks.
-        beside: what sessions hold of the device outside the pool.
+        sessions: what sessions hold in such blocks.
+        beside: what they hold of the device outside the pool.
         driver: by how much the device has less free memory than before the first allocation.
     """
 
@@ -36,15 +37,22 @@ class Account:
     reserved: int
     blocks: int
     tensors: int
+    sessions: int
     beside: int
     driver: int
+
+    @property
+    def others(self) -> int:
+        """Return what lies in blocks of neither: what sizes are rounded up by, and workspaces."""
+        return self.allocated - self.tensors - self.sessions
 
     @property
     def is_balanced(self) -> bool:
         """Whether blocks add up exactly, and the bounds hold: tensors below, the driver above."""
         return (
             self.blocks == self.allocated
-            and self.tensors <= self.allocated <= self.reserved
+            and self.others >= 0
+            and self.allocated <= self.reserved
             and self.reserved + self.beside <= self.driver
         )
 

@@ -132,6 +132,8 @@ def sweep(kind: str, size: str, steps: int, numbers: list[int], device: str) -> 
         model.to(device)
     resident = measure_resident(model, inputs, steps)
     model.to("cpu")
+    if device != "cpu":
+        torch.cuda.empty_cache()  # what the resident model left there is no need of a step
     ends = find_ends(model, inputs)
     watch = DeviceWatch() if device != "cpu" else None
     for number in numbers:

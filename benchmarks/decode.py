@@ -124,9 +124,11 @@ def run_under(pipe: Any, cap: int | None, expected: np.ndarray, how: dict[str, A
     with blockswap.attach(pipe, device=how["device"], **options) as session:
         for _ in range(LEARNING_CALLS):
             call(pipe, output="np", **how)
-        images = [call(pipe, output="np", **how) for _ in range(CALLS)]
-        in_calls = session.sessions["unet"].report()
-        latents = [call(pipe, output="latent", **how) for _ in range(CALLS)]
+        images, latents = [], []
+        for _ in range(CALLS):  # in turns: a host may become slower from one minute to the next
+            images.append(call(pipe, output="np", **how))
+            in_calls = session.sessions["unet"].report()
+            latents.append(call(pipe, output="latent", **how))
         report = session.report()
     unet, vae = report.parts["unet"], report.guests["vae"]
 

@@ -121,6 +121,7 @@ measure() {
       caps:*)
         IFS=: read -r _ model numbers <<<"$what"
         limited "${CAPS_S:-500}" $PYTHON -m benchmarks.cap_sweep --model "$model" --numbers "${numbers:-}" \
+          --steps "${CAPS_STEPS:-20}" \
           --out "$OUT/$stamp-$model${numbers:+-$(tr , _ <<<"$numbers")}-cap-sweep.json" || failed=1 ;;
       decode | decode:*)
         numbers=${what#decode} numbers=${numbers#:}
@@ -142,11 +143,14 @@ measure() {
   done
   return $failed
 }
-# One part on one GPU, with its share of the cores; what it says is shown when all are done.
+# One part on one GPU, with its share of the cores; what it says is shown when all are done. Threads
+# of one core stay together.
 lane() {
-  local number=$1 cores=$(($(nproc) / $2))
+  local number=$1 share=$(($(nproc) / $2))
+  local -a cores
+  mapfile -t cores < <(lscpu -p=NODE,CORE,CPU | grep -v '^#' | sort -t, -n -k1,1 -k2,2 -k3,3 | cut -d, -f3)
   export CUDA_VISIBLE_DEVICES=$number
-  taskset -cp "$((number * cores))-$(((number + 1) * cores - 1))" $BASHPID >/dev/null
+  taskset -cp "$(IFS=,; echo "${cores[*]:number * share:share}")" $BASHPID >/dev/null
   measure "${@:3}" >"$OUT/lane-$number.log" 2>&1
 }
 

@@ -120,16 +120,21 @@ class Child:
     def _balance(self, session: blockswap.Session) -> Row:
         """Return the pool's figures beside what tensors and the driver say."""
         torch.cuda.synchronize()
+        torch._C._cuda_clearCublasWorkspaces()  # no tensor holds them
         figures, blocks = memory.stats(), blocks_in_use(memory.snapshot())
+        held = session.report().pool_bytes
+        is_inside = self._allocator == INSTALLED
         account = Account(
             allocated=figures["allocated_bytes"],
             reserved=figures["reserved_bytes"],
             blocks=sum(block.bytes for block in blocks),
             tensors=bytes_inside(live_blocks(), blocks),
-            beside=session.report().pool_bytes,
+            sessions=held if is_inside else 0,
+            beside=0 if is_inside else held,
             driver=self._free_before - torch.cuda.mem_get_info()[0],
         )
-        row: Row = {"account": asdict(account), "balanced": account.is_balanced}
+        row: Row = {"account": asdict(account) | {"others": account.others}}
+        row["balanced"] = account.is_balanced
         if self._pool is not None:  # PyTorch's own account of the segments that it took
             segments = self._pool.snapshot()
             row["segment_bytes"] = sum(segment["total_size"] for segment in segments)

@@ -126,6 +126,7 @@ class Host:
         """
         runs_at = {leaf: position for position, leaf in enumerate(order)}
         ranked = sorted(runs_at, key=self.offsets.__getitem__)
+        groups = []
         begin = 0
         while begin < len(ranked):
             end, furthest = begin, runs_at[ranked[begin]]
@@ -134,19 +135,20 @@ class Host:
                 furthest = max(furthest, runs_at[ranked[end]])
             group = ranked[begin : end + 1]
             if len(group) > 1 and self._may_move(group):
-                self._move(sorted(group, key=runs_at.__getitem__))
+                groups.append(self._moves(sorted(group, key=runs_at.__getitem__)))
             begin = end + 1
+        if groups:
+            self._binding.rearrange(self.arena, groups)
+            for leaf, offset in itertools.chain.from_iterable(groups):
+                self.offsets[leaf] = offset
 
     def _may_move(self, group: Sequence[int]) -> bool:
         contiguous = all(self.follows(b, a) for a, b in itertools.pairwise(group))
         small = sum(self.image_bytes[leaf] for leaf in group) <= MAX_SCRATCH_BYTES
         return contiguous and small and all(self._binding.is_movable(leaf) for leaf in group)
 
-    def _move(self, group: Sequence[int]) -> None:
+    def _moves(self, group: Sequence[int]) -> list[tuple[int, int]]:
+        """Return each leaf's new offset, in this order from where the first of them lies now."""
         offset = min(self.offsets[leaf] for leaf in group)
-        moves: list[tuple[int, int]] = []
-        for leaf in group:
-            moves.append((leaf, offset))
-            self.offsets[leaf] = offset
-            offset += self.image_bytes[leaf]
-        self._binding.rearrange(self.arena, moves)
+        ends = itertools.accumulate((self.image_bytes[leaf] for leaf in group), initial=offset)
+        return list(zip(group, ends, strict=False))

@@ -5,10 +5,11 @@
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
-#include <cstring>
+#include <memory>
 #include <mutex>
 #include <utility>
 
+#include "copy_team.h"
 #include "error.h"
 #include "os.h"
 #include "watched.h"
@@ -217,26 +218,35 @@ bool Binding::is_movable(int32_t leaf) const {
 }
 
 void Binding::rearrange(const std::shared_ptr<HostArena>& arena,
-                        const std::vector<std::pair<int32_t, int64_t>>& offsets) {
-  int64_t total = 0;
-  for (const auto& [leaf, offset] : offsets) {
-    total += leaf_bytes(leaf);
+                        const std::vector<std::vector<Move>>& groups) {
+  const auto bytes_of = [this](const std::vector<Move>& group) {
+    int64_t total = 0;
+    for (const auto& [leaf, offset] : group) {
+      total += leaf_bytes(leaf);
+    }
+    return total;
+  };
+  int64_t largest = 0;
+  for (const std::vector<Move>& group : groups) {
+    largest = std::max(largest, bytes_of(group));
   }
-  std::vector<char> scratch(static_cast<size_t>(total));
-  char* cursor = scratch.data();
-  for (const auto& [leaf, offset] : offsets) {
-    const auto bytes = static_cast<size_t>(leaf_bytes(leaf));
-    std::memcpy(cursor, arena->data() + leaf_place(leaf).arena_offset, bytes);
-    cursor += bytes;
-  }
-  cursor = scratch.data();
-  for (const auto& [leaf, offset] : offsets) {
-    const auto bytes = static_cast<size_t>(leaf_bytes(leaf));
-    std::memcpy(arena->data() + offset, cursor, bytes);
-    cursor += bytes;
-  }
-  for (const auto& [leaf, offset] : offsets) {
-    place_host(leaf, arena, offset);
+  // One for all groups, not cleared: fresh pages cost more than the copies.
+  const auto scratch = std::make_unique_for_overwrite<uint8_t[]>(static_cast<size_t>(largest));
+  CopyTeam team;
+  for (const std::vector<Move>& group : groups) {
+    uint8_t* cursor = scratch.get();
+    for (const auto& [leaf, offset] : group) {
+      team.copy(cursor, arena->data() + leaf_place(leaf).arena_offset, leaf_bytes(leaf));
+      cursor += leaf_bytes(leaf);
+    }
+    cursor = scratch.get();
+    for (const auto& [leaf, offset] : group) {
+      team.copy(arena->data() + offset, cursor, leaf_bytes(leaf));
+      cursor += leaf_bytes(leaf);
+    }
+    for (const auto& [leaf, offset] : group) {
+      place_host(leaf, arena, offset);
+    }
   }
 }
 

@@ -65,9 +65,12 @@ class Binding {
   bool is_movable(int32_t leaf) const;
   // The parameters become ordinary ones: what dies gives its part of the arena back.
   void retire() { retired_->store(true); }
-  // Moves images within the arena: their bytes are all read before any is written.
+  // A leaf and the offset of the arena at which its image is to lie.
+  using Move = std::pair<int32_t, int64_t>;
+  // Moves images within the arena, a group after the other: its bytes are all read before any is
+  // written.
   void rearrange(const std::shared_ptr<HostArena>& arena,
-                 const std::vector<std::pair<int32_t, int64_t>>& offsets);
+                 const std::vector<std::vector<Move>>& groups);
 
   // The leaf's device address while a forward runs (0 = none), its piece (-1 = always on the
   // device) and whether the piece ends with it.

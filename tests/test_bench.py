@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import nn
 from blockswap.bench import BenchRequest, run_bench
 from blockswap.bench import run as bench_run
 from blockswap.bench.engines import PEERS, Engine
+from blockswap.bench.timing import Resident
+from blockswap.bench.twin import place_twin
 from blockswap.errors import ConfigError
 
 # ---- running ------------------------------------------------------------------------------------
@@ -129,11 +132,13 @@ def test_a_cap_that_needs_more_than_blocks_to_stream_is_tried_layerwise(
     tried: list[dict[str, Any]] = []
     real = bench_run.measure
 
-    def measure(model: Any, inputs: Any, resident: Any, options: Any, steps: int) -> Any:
+    def measure(
+        model: Any, inputs: Any, resident: Any, options: Any, steps: int, **rest: Any
+    ) -> Any:
         tried.append(dict(options))
         if "swap_space" not in options and options.get("mode") != "layerwise":
             raise bench_run.CapError("too small")
-        return real(model, inputs, resident, options, steps)
+        return real(model, inputs, resident, options, steps, **rest)
 
     monkeypatch.setattr(bench_run, "measure", measure)
     run_bench(request(tmp_path / "bench.json"), lambda *_: None, "blockswap bench")
@@ -143,13 +148,38 @@ def test_a_cap_that_needs_more_than_blocks_to_stream_is_tried_layerwise(
 def test_what_fails_in_ours_becomes_a_row_and_the_bench_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(*_: Any) -> Any:
+    def measure(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("no memory")
 
     monkeypatch.setattr(bench_run, "measure", measure)
     rows = run_with([Engine("plain", "torch", plain)], tmp_path / "bench.json", monkeypatch)
     assert rows["blockswap"]["status"] == "failed: OutOfMemoryError: no memory"
     assert rows["plain"]["status"] == "ok"
+
+
+def test_ours_that_keeps_all_weights_is_timed_in_turns_with_an_unhooked_twin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, real = [], bench_run.place_twin
+
+    def place_twin(model: nn.Module, *rest: Any) -> Any:
+        twin = real(model, *rest)
+        assert twin is not None
+        twin.register_forward_pre_hook(lambda *_: places.append("twin"))
+        return twin
+
+    monkeypatch.setattr(bench_run, "place_twin", place_twin)
+    run_bench(request(tmp_path / "bench.json", steps=2), lambda *_: None, "blockswap bench")
+    ours = json.loads((tmp_path / "bench.json").read_text())["rows"][1:]
+    (beside,) = [row for row in ours if "twin_ms" in row]
+    assert beside["settings"] == {"offload": 0} and beside["twin_ms"] > 0
+    assert len(places) == 2 * 3
+
+
+def test_a_model_with_long_steps_gets_no_twin() -> None:
+    resident = Resident(step_ms=1001.0, peak_allocated_bytes=0, peak_device_bytes=0, output=None)  # type: ignore[arg-type]
+    assert place_twin(nn.Linear(2, 2), resident, "cpu") is None
+    assert place_twin(nn.Linear(2, 2), replace(resident, step_ms=999.0), "cpu") is not None
 
 
 # ---- bad input ----------------------------------------------------------------------------------

@@ -55,6 +55,19 @@ def test_against_an_engine_that_keeps_all_weights_the_shortest_steps_count() -> 
     assert not found.holds
 
 
+@pytest.mark.parametrize(("our_ms", "holds"), [(202.0, True), (203.0, False)])
+def test_beside_an_engine_that_keeps_all_weights_what_each_took_over_its_twin_counts(
+    our_ms: float, holds: bool
+) -> None:
+    theirs = row("mmgp", 22.0, 151.5) | {"step_ms_min": 150.0, "twin_ms": 150.0}
+    ours = row("blockswap", 22.3, our_ms) | {"step_ms_min": our_ms, "twin_ms": 200.0}
+    alone = row("blockswap", 22.2, 170.0)  # streams next to nothing, and had no twin
+    (found,) = compare([RESIDENT, SMALLEST, theirs, alone, ours | {"step_ms": our_ms * 1.01}])
+    assert found.our_step_ms == our_ms * 1.01
+    assert found.holds is holds
+    assert found.ratio == pytest.approx(1.01 / (our_ms * 1.01 / 200.0))
+
+
 def test_a_slower_row_of_ours_does_not_hold() -> None:
     (found,) = compare([RESIDENT, SMALLEST, row("diffusers-leaf", 0.61, 460.0)])
     assert not found.holds

@@ -16,17 +16,20 @@ from benchmarks.accounts import Account, Block, blocks_in_use, bytes_inside, liv
 from benchmarks.pluggable import compare, digest
 from blockswap import _C
 
-BALANCED = Account(allocated=100, reserved=200, blocks=100, tensors=60, beside=50, driver=300)
+BALANCED = Account(
+    allocated=100, reserved=200, blocks=100, tensors=60, sessions=30, beside=50, driver=300
+)
 
 
 def test_an_account_is_balanced_if_blocks_add_up_between_tensors_and_driver() -> None:
     assert BALANCED.is_balanced
-    assert replace(BALANCED, tensors=100, driver=250).is_balanced
+    assert replace(BALANCED, tensors=70, driver=250).is_balanced
+    assert BALANCED.others == 10
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"blocks": 99}, {"blocks": 101}, {"tensors": 101}, {"reserved": 99}, {"driver": 249}],
+    [{"blocks": 99}, {"blocks": 101}, {"tensors": 71}, {"reserved": 99}, {"driver": 249}],
     ids=str,
 )
 def test_an_account_with_one_figure_off_is_not_balanced(wrong: dict[str, int]) -> None:

@@ -26,6 +26,8 @@ class Comparison:
         step_ms, peak_bytes: the other's.
         our_step_ms, our_peak_bytes: ours.
         shortest_ms, our_shortest_ms: of the steps that were timed.
+        over_twin, our_over_twin: the step over that of an unhooked twin in the same seconds; None:
+            there was none.
         kind: "streams": ours peaks no higher; "below our smallest": the other needs less than our
             smallest plan, which is set against it; "keeps all": it holds all weights.
     """
@@ -40,6 +42,8 @@ class Comparison:
     kind: Kind
     shortest_ms: float
     our_shortest_ms: float
+    over_twin: float | None = None
+    our_over_twin: float | None = None
 
     @property
     def gap_mib(self) -> float:
@@ -49,16 +53,20 @@ class Comparison:
     @property
     def ratio(self) -> float:
         """Return its step over ours: above 1 ours is faster."""
+        if self.over_twin and self.our_over_twin:
+            return self.over_twin / self.our_over_twin
         return self.step_ms / self.our_step_ms
 
     @property
     def holds(self) -> bool:
         """Whether ours is faster; within 1 % where the other keeps all weights.
 
-        There both run the same kernels, and the GPU's clocks move medians by more than that: the
-        shortest steps count.
+        There both run the same kernels, and the GPU's clocks move medians by more than that: what
+        each took over a twin beside it counts, or, without one, the shortest steps.
         """
         if self.kind == "keeps all":
+            if self.over_twin and self.our_over_twin:
+                return self.our_over_twin <= AS_FAST * self.over_twin
             return self.our_shortest_ms <= AS_FAST * self.shortest_ms
         return self.our_step_ms < self.step_ms
 
@@ -115,6 +123,8 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
                 kind,
                 _shortest(row),
                 _shortest(best),
+                _over_twin(row) if kind == "keeps all" else None,
+                _over_twin(best) if kind == "keeps all" else None,
             )
         )
     return found
@@ -129,9 +139,15 @@ def _kind(row: Row, smallest: Row, resident: Row) -> Kind:
 def _rival(row: Row, ours: Sequence[Row], smallest: Row, kind: Kind) -> Row:
     if kind == "below our smallest":
         return smallest
-    limit = _peak(row) if kind == "streams" else float("inf")
-    by = _shortest if kind == "keeps all" else _median
-    return min((r for r in ours if _peak(r) <= limit), key=by)
+    if kind == "streams":
+        return min((r for r in ours if _peak(r) <= _peak(row)), key=_median)
+    beside_twins = [r for r in ours if _over_twin(r)] if _over_twin(row) else []
+    return min(beside_twins, key=_over_twin) if beside_twins else min(ours, key=_shortest)
+
+
+def _over_twin(row: Row) -> float:
+    """Return the step over its twin's; 0 when there was none."""
+    return float(row["step_ms"] / row["twin_ms"]) if row.get("twin_ms") else 0.0
 
 
 def _median(row: Row) -> float:

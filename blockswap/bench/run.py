@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import importlib.util
 import json
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from blockswap.bench import zoo
-from blockswap.bench.compare import Comparison, caps_to_run, compare
+from blockswap.bench.compare import KEEPS_ALL, Comparison, caps_to_run, compare
 from blockswap.bench.engines import NAMES, PEERS, RESIDENT, Engine
 from blockswap.bench.head import make_head
 from blockswap.bench.rows import Row, measure, one_line, smallest_ring_bytes
@@ -30,9 +29,11 @@ from blockswap.bench.timing import (
     reset_peaks,
     timed_steps,
 )
+from blockswap.bench.twin import bytes_on_gpu, fresh, place_twin, steps_in_turns
 from blockswap.errors import BlockswapError, CapError, ConfigError
 from blockswap.files import whole_file
 from blockswap.progress import Progress
+from blockswap.session import Session
 
 Say = Callable[[str, str], None]
 MIN_STEPS = 2
@@ -174,7 +175,7 @@ def _run_resident(
     model: nn.Module, inputs: dict[str, Any], steps: int, device: torch.device
 ) -> tuple[Resident, Row]:
     begin = time.perf_counter()
-    shell = _fresh(model)
+    shell = fresh(model)
     RESIDENT.put(shell, device, {})
     setup_s = time.perf_counter() - begin
     resident = measure_resident(shell, inputs, steps)
@@ -202,7 +203,7 @@ def _run_engine(
 ) -> Row:
     """Return the row of another engine; what it raises becomes the row's status."""
     row: Row = {"engine": engine.name, "settings": settings}
-    shell = _fresh(model)
+    shell = fresh(model)
     with contextlib.ExitStack() as undone:
         undone.callback(_clean_up)
         try:
@@ -212,23 +213,37 @@ def _run_engine(
             steps = _warm_up(shell, inputs, request.steps)
             reset_peaks()
             times, output = timed_steps(shell, inputs, steps)
+            allocated, reserved = peaks()
+            of_twin: list[float] = []
+            if allocated and allocated >= KEEPS_ALL * resident.peak_allocated_bytes:
+                twin = place_twin(model, resident, request.device)
+                if twin is not None:
+                    times, of_twin, output = steps_in_turns(shell, twin, inputs, steps)
+                del twin
         except ENGINE_ERRORS as error:  # the others still run
             return row | {"status": f"failed: {type(error).__name__}: {str(error)[:200]}"}
         finally:
             del shell
-        allocated, reserved = peaks()
-        return row | {
-            "status": "ok",
-            "peak_device_bytes": reserved,
-            "peak_allocated_bytes": allocated,
-            "resident_ms": resident.step_ms,
-            "resident_peak_allocated_bytes": resident.peak_allocated_bytes,
-            "step_ms": statistics.median(times),
-            "step_ms_min": min(times),
-            "step_ms_max": max(times),
-            "setup_s": setup_s,
-            "bit_identical": torch.equal(output, resident.output),
-        }
+        return (
+            row
+            | {
+                "status": "ok",
+                "peak_device_bytes": reserved,
+                "peak_allocated_bytes": allocated,
+                "resident_ms": resident.step_ms,
+                "resident_peak_allocated_bytes": resident.peak_allocated_bytes,
+                "step_ms": statistics.median(times),
+                "step_ms_min": min(times),
+                "step_ms_max": max(times),
+                "setup_s": setup_s,
+                "bit_identical": torch.equal(output, resident.output),
+            }
+            | _about(of_twin)
+        )
+
+
+def _about(of_twin: list[float]) -> Row:
+    return {"twin_ms": statistics.median(of_twin)} if of_twin else {}
 
 
 def _warm_up(model: nn.Module, inputs: dict[str, Any], steps: int) -> int:
@@ -254,8 +269,28 @@ def _run_ours(
     """Return our row; a cap too small for whole blocks' surroundings streams those, too."""
     where = {"device": request.device}
     is_too_small = False
+    of_twin: list[float] = []
+    keeps_all = options.get("offload") == 0
+    twin = place_twin(model, resident, request.device) if keeps_all else None
+
+    def timer(ours: nn.Module, _: Session) -> tuple[list[float], Any, Resident]:
+        if twin is None:
+            return (*timed_steps(ours, inputs, request.steps), resident)
+        times, some, output = steps_in_turns(ours, twin, inputs, request.steps)
+        of_twin.extend(some)
+        return times, output, resident
+
     try:
-        row = measure(_fresh(model), inputs, resident, options | where, request.steps)
+        row = measure(
+            fresh(model),
+            inputs,
+            resident,
+            options | where,
+            request.steps,
+            beside=bytes_on_gpu(twin),
+            timer=timer,
+        )
+        row |= _about(of_twin)
     except CapError as error:
         is_too_small = options.get("mode") != "layerwise"
         row = {"engine": "blockswap", "status": f"refused: {error}"}
@@ -263,16 +298,11 @@ def _run_ours(
         row = {"engine": "blockswap", "status": f"refused: {error}"}
     except ENGINE_ERRORS as error:
         row = {"engine": "blockswap", "status": f"failed: {type(error).__name__}: {error}"}
+    twin = None
     _clean_up()  # outside the handlers, whose tracebacks hold the model
     if is_too_small:
         return _run_ours(model, inputs, resident, options | {"mode": "layerwise"}, request)
     return row | {"settings": options}
-
-
-def _fresh(model: nn.Module) -> nn.Module:
-    """Return a model of its own that shares the weights' memory: engines rebind its parameters."""
-    own = {id(p): nn.Parameter(p.data, requires_grad=False) for p in model.parameters()}
-    return copy.deepcopy(model, dict(own))
 
 
 def _clean_up() -> None:
