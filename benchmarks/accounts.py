@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+ROUNDED_TO = 512  # csrc/device/heap.h
+
 
 @dataclass(frozen=True)
 class Block:
@@ -27,33 +29,32 @@ class Account:
         allocated: in use, as the pool counts.
         reserved: mapped, as the pool counts.
         blocks: in use, block by block.
-        tensors: the storages of live tensors that lie in such blocks.
+        num_blocks: how many.
+        tensors: the storages of live tensors that lie in such blocks, or PyTorch's segments there.
         sessions: what sessions hold in such blocks.
-        beside: what they hold of the device outside the pool.
         driver: by how much the device has less free memory than before the first allocation.
     """
 
     allocated: int
     reserved: int
     blocks: int
+    num_blocks: int
     tensors: int
     sessions: int
-    beside: int
     driver: int
 
     @property
     def others(self) -> int:
-        """Return what lies in blocks of neither: what sizes are rounded up by, and workspaces."""
+        """Return what lies in blocks of neither."""
         return self.allocated - self.tensors - self.sessions
 
     @property
     def is_balanced(self) -> bool:
-        """Whether blocks add up exactly, and the bounds hold: tensors below, the driver above."""
+        """Whether each byte is someone's: what is nobody's, sizes were rounded up by."""
         return (
             self.blocks == self.allocated
-            and self.others >= 0
-            and self.allocated <= self.reserved
-            and self.reserved + self.beside <= self.driver
+            and 0 <= self.others < self.num_blocks * ROUNDED_TO
+            and self.allocated <= self.reserved <= self.driver
         )
 
 

@@ -24,6 +24,7 @@ import torch
 import blockswap
 from benchmarks import command_line
 from blockswap.bench import zoo
+from blockswap.bench.core import Core
 from blockswap.bench.head import make_head
 from blockswap.bench.rows import GIB, Row, smallest_ring_bytes
 from blockswap.bench.timing import peaks, reset_peaks
@@ -99,6 +100,8 @@ def call(pipe: Any, size: str, steps: int, output: str, device: str) -> Call:
         return tensors
 
     pixels = 1024 if size == "full" else 16
+    core = Core()
+    core.choose()
     made = pipe(
         prompt_embeds=random(1, 77, config.cross_attention_dim),
         negative_prompt_embeds=random(1, 77, config.cross_attention_dim),
@@ -113,6 +116,7 @@ def call(pipe: Any, size: str, steps: int, output: str, device: str) -> Call:
     ).images
     if device != "cpu":
         torch.cuda.synchronize()
+    core.free()
     times = [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
     result = made.float().cpu().numpy() if isinstance(made, torch.Tensor) else np.asarray(made)
     return Call(result, times)

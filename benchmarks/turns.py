@@ -7,7 +7,6 @@ import copy as copying
 import functools
 import itertools
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from blockswap.bench.core import Core
 from blockswap.bench.timing import timed_steps
 
 # Where the host sets the pace, a step drifts by a third within seconds on a shared machine. So an
@@ -67,32 +67,6 @@ def quietest(turns: Sequence[Turn], last_twin: list[float]) -> tuple[list[Turn],
     best = sorted(range(len(turns)), key=slower.__getitem__)[:ENOUGH_TURNS]
     is_quiet = len(best) == ENOUGH_TURNS and slower[best[-1]] <= QUIET * min(pace)
     return [turns[i] for i in sorted(best)], is_quiet
-
-
-class Core:
-    """One core for this thread: neighbours slow some of them by half.
-
-    Threads that begin while it is bound are bound as well.
-    """
-
-    def __init__(self) -> None:
-        self._cores = os.sched_getaffinity(0)
-
-    def choose(self) -> None:
-        """Move to the core that is fastest now."""
-
-        def seconds_on(core: int) -> float:
-            os.sched_setaffinity(0, {core})
-            begin = time.perf_counter()
-            for _ in range(10):
-                sum(range(100_000))
-            return time.perf_counter() - begin
-
-        os.sched_setaffinity(0, {min(self._cores, key=seconds_on)})
-
-    def free(self) -> None:
-        """Let the thread run anywhere again."""
-        os.sched_setaffinity(0, self._cores)
 
 
 class Twin:

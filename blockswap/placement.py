@@ -10,6 +10,7 @@ from blockswap import _C
 from blockswap.device_memory import DeviceMemory
 from blockswap.host import Host
 
+PAGE_BYTES = 2 * 2**20  # what GPUs map at least
 # Parts of pages between residents that stay, which nobody else can have.
 MOST_UNUSED_BYTES = 64 * 2**20
 
@@ -67,11 +68,17 @@ class Placement:
         Raises:
             DeviceError: no memory. Residents that were there stay, no new one does, nor the ring.
         """
-        self._free(staying=self._filled.intersection(residents))
+        staying = self._filled.intersection(residents)
+        kept = 0
+        if self._unused_between(staying) > MOST_UNUSED_BYTES:
+            self._drop(staying=set())
+            kept = self._pool.unused_bytes  # pages for what comes: to map others takes longer
+        else:
+            self._free(staying)
         missing = [leaf for leaf in residents if leaf not in self._residents]
         needed = ring_bytes + sum(self._host.image_bytes[leaf] for leaf in missing)
         free = self._memory.free_bytes()
-        if free is not None and needed > free:
+        if free is not None and needed - kept > free:
             self._memory.give_back()  # what PyTorch caches but does not use
         new: list[int] = []
         try:
@@ -84,6 +91,8 @@ class Placement:
         except BaseException:
             self._free(staying=set(self._filled))
             raise
+        if kept:
+            self._pool.give_back()
         return new
 
     def clear(self) -> None:
@@ -97,6 +106,11 @@ class Placement:
         self._filled.add(leaf)
 
     def _free(self, staying: set[int]) -> None:
+        """Free the ring and all residents but these, and give back what then is unused."""
+        self._drop(staying)
+        self._pool.give_back()
+
+    def _drop(self, staying: set[int]) -> None:
         self._memory.begin_span()
         if len(self._filled) < len(self._residents):
             self._wait()
@@ -106,9 +120,17 @@ class Placement:
         for leaf in [leaf for leaf in self._residents if leaf not in staying]:
             self._filled.discard(leaf)
             self._pool.free(self._residents.pop(leaf))
-        self._pool.give_back()
-        if staying and not self._memory.counts_pool and self._pool.unused_bytes > MOST_UNUSED_BYTES:
-            self._free(staying=set())  # too much lies between those that would stay
+
+    def _unused_between(self, staying: set[int]) -> int:
+        """Return what of their pages nobody could have if only these residents stayed."""
+        if self._memory.counts_pool:
+            return 0
+        used, pages = 0, set[int]()
+        for leaf in staying:
+            begin, size = self._residents[leaf], self._host.image_bytes[leaf]
+            used += size
+            pages.update(range(begin // PAGE_BYTES, -(-(begin + size) // PAGE_BYTES)))
+        return len(pages) * PAGE_BYTES - used
 
     def _wait(self) -> None:
         """Wait for what ran on the device when a change was broken off: it may use blocks yet."""

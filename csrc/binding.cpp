@@ -231,7 +231,7 @@ void Binding::rearrange(const std::shared_ptr<HostArena>& arena,
     largest = std::max(largest, bytes_of(group));
   }
   // One for all groups, not cleared: fresh pages cost more than the copies.
-  const auto scratch = std::make_unique_for_overwrite<uint8_t[]>(static_cast<size_t>(largest));
+  const std::unique_ptr<uint8_t[]> scratch(new uint8_t[static_cast<size_t>(largest)]);
   CopyTeam team;
   for (const std::vector<Move>& group : groups) {
     uint8_t* cursor = scratch.get();

@@ -17,19 +17,34 @@ from benchmarks.pluggable import compare, digest
 from blockswap import _C
 
 BALANCED = Account(
-    allocated=100, reserved=200, blocks=100, tensors=60, sessions=30, beside=50, driver=300
+    allocated=10_000,
+    reserved=20_000,
+    blocks=10_000,
+    num_blocks=3,
+    tensors=6_000,
+    sessions=3_000,
+    driver=30_000,
 )
 
 
-def test_an_account_is_balanced_if_blocks_add_up_between_tensors_and_driver() -> None:
+def test_an_account_is_balanced_if_blocks_add_up_to_tensors_and_sessions_rounded_up() -> None:
+    assert BALANCED.others == 1_000
     assert BALANCED.is_balanced
-    assert replace(BALANCED, tensors=70, driver=250).is_balanced
-    assert BALANCED.others == 10
+    assert replace(BALANCED, tensors=7_000, driver=20_000).is_balanced
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"blocks": 99}, {"blocks": 101}, {"tensors": 71}, {"reserved": 99}, {"driver": 249}],
+    [
+        {"blocks": 9_999},
+        {"blocks": 10_001},
+        {"tensors": 7_001},
+        {"tensors": 5_000},
+        {"sessions": 2_000},
+        {"num_blocks": 1},
+        {"reserved": 9_999},
+        {"driver": 19_999},
+    ],
     ids=str,
 )
 def test_an_account_with_one_figure_off_is_not_balanced(wrong: dict[str, int]) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from blockswap.bench import zoo
 from blockswap.bench.compare import KEEPS_ALL, Comparison, caps_to_run, compare
+from blockswap.bench.core import quiet_core
 from blockswap.bench.engines import NAMES, PEERS, RESIDENT, Engine
 from blockswap.bench.head import make_head
 from blockswap.bench.rows import Row, measure, one_line, smallest_ring_bytes
@@ -178,7 +179,8 @@ def _run_resident(
     shell = fresh(model)
     RESIDENT.put(shell, device, {})
     setup_s = time.perf_counter() - begin
-    resident = measure_resident(shell, inputs, steps)
+    with quiet_core():
+        resident = measure_resident(shell, inputs, steps)
     del shell
     _clean_up()
     return resident, {
@@ -212,7 +214,8 @@ def _run_engine(
             setup_s = time.perf_counter() - begin
             steps = _warm_up(shell, inputs, request.steps)
             reset_peaks()
-            times, output = timed_steps(shell, inputs, steps)
+            with quiet_core():
+                times, output = timed_steps(shell, inputs, steps)
             allocated, reserved = peaks()
             of_twin: list[float] = []
             if allocated and allocated >= KEEPS_ALL * resident.peak_allocated_bytes:
@@ -275,7 +278,8 @@ def _run_ours(
 
     def timer(ours: nn.Module, _: Session) -> tuple[list[float], Any, Resident]:
         if twin is None:
-            return (*timed_steps(ours, inputs, request.steps), resident)
+            with quiet_core():
+                return (*timed_steps(ours, inputs, request.steps), resident)
         times, some, output = steps_in_turns(ours, twin, inputs, request.steps)
         of_twin.extend(some)
         return times, output, resident

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from blockswap.bench.core import Core
 from blockswap.bench.engines import RESIDENT
 from blockswap.bench.timing import Resident, timed_steps
 
@@ -61,8 +62,11 @@ def steps_in_turns(
     times: list[float] = []
     of_twin: list[float] = []
     output: Any = None
+    core = Core()
     for _ in range(turns):
+        core.choose()
         of_twin += timed_steps(twin, inputs, STEPS_OF_TURN)[0][1:]
         some, output = timed_steps(model, inputs, STEPS_OF_TURN)
         times += some[1:]
+    core.free()
     return times, of_twin, output

@@ -1,0 +1,76 @@
+"""Residents that would lie between holes move together, within the pages that they have."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from blockswap import _C, placement
+from blockswap.placement import Placement
+
+PAGE = 2**21
+LEAF = PAGE + 4096  # never a whole number of pages
+NUM_LEAVES = 12
+
+
+class SmallPool:
+    """A session's pool over pages of host memory; notes what was mapped at each allocation."""
+
+    def __init__(self) -> None:
+        self._pool = _C.CachingPool(_C.make_device("cpu", 0), _C.make_host_pages(2**28, PAGE))
+        self.mapped: list[int] = []
+
+    def allocate(self, num_bytes: int, _: torch.Tensor) -> int:
+        self.mapped.append(self._pool.stats().reserved_bytes)
+        return int(self._pool.allocate(num_bytes))
+
+    def free(self, address: int) -> None:
+        self._pool.free(address)
+
+    def give_back(self) -> int:
+        return int(self._pool.trim())
+
+    @property
+    def unused_bytes(self) -> int:
+        stats = self._pool.stats()
+        return int(stats.reserved_bytes - stats.allocated_bytes)
+
+
+def placed(pool: SmallPool) -> Placement:
+    memory: Any = SimpleNamespace(
+        begin_span=lambda: None, counts_pool=False, free_bytes=lambda: None, give_back=lambda: None
+    )
+    host: Any = SimpleNamespace(image_bytes=[LEAF] * NUM_LEAVES, image=lambda leaf: leaf)
+    engine: Any = SimpleNamespace(copy_fixed=lambda *_: None)
+    made = Placement(pool, memory, engine, host, torch.empty(0))  # type: ignore[arg-type]
+    for leaf in made.change(range(NUM_LEAVES), 0):
+        made.copy(leaf)
+    pool.mapped.clear()
+    return made
+
+
+EVERY_OTHER = range(0, NUM_LEAVES, 2)
+
+
+def test_residents_stay_where_they_are_if_little_lies_between_them() -> None:
+    pool = SmallPool()
+    made = placed(pool)
+    before = [made.address(leaf) for leaf in EVERY_OTHER]
+    assert made.change(EVERY_OTHER, 0) == []
+    assert [made.address(leaf) for leaf in EVERY_OTHER] == before
+
+
+def test_residents_with_too_much_between_them_move_into_pages_that_were_mapped_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(placement, "MOST_UNUSED_BYTES", PAGE)
+    pool = SmallPool()
+    made = placed(pool)
+    assert made.change(EVERY_OTHER, PAGE) == list(EVERY_OTHER)  # they need their images again
+    assert min(pool.mapped) >= len(EVERY_OTHER) * LEAF
+    addresses = [made.address(leaf) for leaf in EVERY_OTHER]
+    assert max(addresses) - min(addresses) < len(addresses) * (LEAF + PAGE)
+    assert pool.unused_bytes < 2 * PAGE
