@@ -27,6 +27,7 @@ from torch import nn
 import blockswap
 from benchmarks import command_line
 from blockswap.bench import zoo
+from blockswap.bench.core import Core
 from blockswap.bench.head import make_head
 
 GIB = 2**30
@@ -184,12 +185,16 @@ def measure(seconds: float, seed: int) -> dict[str, Any]:
         assert pipe.recv() == "loaded"
         for _ in range(10):
             caller.step_ms(0)
+        core = Core()
+        core.choose()
         undisturbed_ms = statistics.median(caller.step_ms(0) for _ in range(10))
         pipe.send(seconds)
         while not pipe.poll():
             caller.call(draw.randrange(2))
         played: Played = pipe.recv()
+        core.choose()
         after_ms = [caller.step_ms(0) for _ in range(12)]
+        core.free()
         pipe.send("end")
         report = session.report()
     other.join()
