@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from blockswap.bench.command import settings_text
+from blockswap.bench.command import gib_text, settings_text
 from blockswap.bench.compare import compare
 from blockswap.plot_frontier import plot_frontier
 
@@ -76,7 +76,8 @@ def make_table(results: list[tuple[str, dict[str, Any]]]) -> str:
 def make_engines_table(benches: list[tuple[str, dict[str, Any]]]) -> str:
     """Return one line per engine and setting, of each model's newest bench."""
     lines = [
-        "| model | engine | settings | GiB | ms | ours: GiB, ms | times as fast | |",
+        "| model | engine | settings | GiB (reserved) | ms | ours: GiB (reserved), ms"
+        " | times as fast | |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     newest = {row["model"]: (name, result) for name, result in benches for row in result["rows"]}
@@ -89,8 +90,9 @@ def make_engines_table(benches: list[tuple[str, dict[str, Any]]]) -> str:
             }[c.kind]
             lines.append(
                 f"| {NAMES[model]} | {c.engine} | {settings_text(c.settings)}"
-                f" | {c.peak_bytes / GIB:.2f} | {c.step_ms:.0f}"
-                f" | {c.our_peak_bytes / GIB:.2f}, {c.our_step_ms:.0f} | {c.ratio:.2f}"
+                f" | {gib_text(c.peak_bytes, c.device_bytes)} | {c.step_ms:.0f}"
+                f" | {gib_text(c.our_peak_bytes, c.our_device_bytes)}, {c.our_step_ms:.0f}"
+                f" | {c.ratio:.2f}"
                 f" | {note if c.holds else f'{note} slower'.strip()} |"
             )
     heads = dict(newest.values())

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from blockswap.plot import HUES, Box, save_figure
 
 _MARKERS = "s^Dvp*X<>"
+_MOST_COLUMNS = 2
 # Of a label, as shares of the axes.
 _LABEL_WIDTH = 0.22
 _LABEL_HEIGHT = 0.045
@@ -35,9 +36,11 @@ def plot_frontier(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     if not by_model:
         raise ValueError("no row has step_ms and peak_allocated_bytes: nothing to draw")
     engines = list(dict.fromkeys(str(row["engine"]) for row in usable))
-    figure = Figure(figsize=(6.2 * len(by_model), 4.8), layout="constrained")
+    columns = min(len(by_model), _MOST_COLUMNS)
+    lines = -(-len(by_model) // columns)
+    figure = Figure(figsize=(6.2 * columns, 4.8 * lines), layout="constrained")
     for index, (model, model_rows) in enumerate(by_model.items(), start=1):
-        axes = figure.add_subplot(1, len(by_model), index)
+        axes = figure.add_subplot(lines, columns, index)
         top_ms = _draw_frontier(axes, model_rows)
         far_off: list[_FarOff] = []
         for number, engine in enumerate(engines):

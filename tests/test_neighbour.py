@@ -86,11 +86,13 @@ def test_a_request_that_is_never_granted_is_counted() -> None:
         ([100.0, 101.0], 0),
         ([150.0, 100.0, 101.0], 1),
         ([100.0, 100.0, 130.0, 100.0], 3),
+        ([100.0, 100.0, 104.0, 101.0, 100.0], 0),
+        ([150.0, 103.0, 104.0, 100.0], None),
         ([130.0, 100.0, 130.0], None),
         ([], None),
     ],
 )
-def test_a_step_is_fast_again_when_no_slow_one_follows(
+def test_steps_are_fast_again_when_no_long_one_follows_and_most_are_as_before(
     steps: list[float], expected: int | None
 ) -> None:
     assert as_fast_after(steps, 100.0) == expected

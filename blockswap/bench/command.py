@@ -104,7 +104,9 @@ def _by_model(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def table_of(comparisons: Sequence[Comparison]) -> Table:
     """Return one line per engine and setting, ours at no more memory beside it."""
-    table = Table(title="ms per step and peak GiB; ours at no more memory than the other's peak")
+    table = Table(
+        title="ms per step, peak GiB (and reserved); ours at no more memory than the peak"
+    )
     for name in ("model", "engine", "settings"):
         table.add_column(name, overflow="fold")
     for name in ("GiB", "ms", "our GiB", "our ms", "times as fast"):
@@ -120,14 +122,19 @@ def table_of(comparisons: Sequence[Comparison]) -> Table:
             c.model,
             c.engine,
             settings_text(c.settings),
-            f"{c.peak_bytes / GIB:.2f}",
+            gib_text(c.peak_bytes, c.device_bytes),
             f"{c.step_ms:.1f}",
-            f"{c.our_peak_bytes / GIB:.2f}",
+            gib_text(c.our_peak_bytes, c.our_device_bytes),
             f"{c.our_step_ms:.1f}",
             f"{c.ratio:.2f}",
             note if c.holds else f"{note} SLOWER".strip(),
         )
     return table
+
+
+def gib_text(peak_bytes: int, device_bytes: int) -> str:
+    """Return a peak of what was allocated and, in brackets, of what was reserved for it."""
+    return f"{peak_bytes / GIB:.2f} ({device_bytes / GIB:.1f})"
 
 
 def settings_text(settings: dict[str, Any]) -> str:

@@ -23,8 +23,10 @@ class Comparison:
     Attributes:
         model: which.
         engine, settings: the other's.
-        step_ms, peak_bytes: the other's.
+        step_ms, peak_bytes: the other's; its peak is of what PyTorch has allocated.
         our_step_ms, our_peak_bytes: ours.
+        device_bytes, our_device_bytes: what each took of the device at most: the same with what
+            PyTorch reserves, such as memory that other streams still use.
         shortest_ms, our_shortest_ms: of the steps that were timed.
         over_twin, our_over_twin: the step over that of an unhooked twin in the same seconds; None:
             there was none.
@@ -44,6 +46,8 @@ class Comparison:
     our_shortest_ms: float
     over_twin: float | None = None
     our_over_twin: float | None = None
+    device_bytes: int = 0
+    our_device_bytes: int = 0
 
     @property
     def gap_mib(self) -> float:
@@ -126,6 +130,8 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
                 _shortest(best),
                 _over_twin(row) if kind == "keeps all" else None,
                 _over_twin(best) if kind == "keeps all" else None,
+                row.get("peak_device_bytes", 0),
+                best.get("peak_device_bytes", 0),
             )
         )
     return found

@@ -161,7 +161,9 @@ def _rows_of(kind: zoo.Kind, request: BenchRequest, engines: Sequence[Engine]) -
             yield peers[-1]
     options: list[dict[str, Any]] = [{"offload": 0}]
     if smallest["status"] == "ok":
-        options += [{"vram": cap} for cap in caps_to_run(peers, smallest, row)]
+        # Peaks are of what is allocated; a cap bounds what PyTorch keeps in fragments, too.
+        fragments = smallest["peak_device_bytes"] - smallest["peak_allocated_bytes"]
+        options += [{"vram": cap + fragments} for cap in caps_to_run(peers, smallest, row)]
     for each in options:
         yield _run_ours(model, inputs, resident, each, request)
 
