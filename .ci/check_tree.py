@@ -62,6 +62,7 @@ PURE = {
     "climb",
     "cut",
     "cycle",
+    "cycle_laps",
     "cycle_replay",
     "explain",
     "host_pace",

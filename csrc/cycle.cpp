@@ -111,53 +111,68 @@ bool Cycle::place(int64_t limit_bytes, Laps laps) {
   if (laps.fit == Fit::kOldest) {
     fit_oldest(limit_bytes, laps.start);
     find_overlaps();
-    if (lookahead_ > 0) limit_lookahead();
-    return true;
-  }
-  int64_t capacity = limit_bytes;
-  if (laps.fit == Fit::kBalanced) {
-    const Fill full = fill(limit_bytes, laps.start);
-    int64_t low = std::max(largest_bytes_, (streamed_bytes_ + full.laps - 1) / full.laps);
-    capacity = full.largest;
-    // A few bisections: the last per cent of a lap is worth less than its cost here.
-    for (int round = 0; low < capacity && (num_streamed_ <= 64 || round < 6); ++round) {
-      const Fill tried = fill(low + (capacity - low) / 2, laps.start);
-      if (tried.laps <= full.laps) {
-        capacity = tried.largest;
-      } else {
-        low = tried.next;
-      }
+  } else {
+    if (laps.fit == Fit::kCheapest) {
+      cut_laps(limit_bytes);
+    } else {
+      const bool balanced = laps.fit == Fit::kBalanced;
+      fill_laps(balanced ? balanced_bytes(limit_bytes, laps.start) : limit_bytes, laps.start);
     }
+    find_last_users(laps.start);
   }
-  find_last_users(capacity, laps.start);
   if (lookahead_ > 0) limit_lookahead();
   return true;
 }
 
-// Slots lap by lap. `profile_` holds the ring from offset 0 on as ranges with their last users; a
-// lap reads it and overwrites its front.
-void Cycle::find_last_users(int64_t capacity, int start) {
-  const int n = num_streamed_;
-  const auto position = [&](int sequence) {
-    const int i = start + (sequence < 0 ? sequence + n : sequence);
-    return i < n ? i : i - n;
-  };
+// The height of the largest lap where laps are nearly equal.
+int64_t Cycle::balanced_bytes(int64_t limit_bytes, int start) const {
+  const Fill full = fill(limit_bytes, start);
+  int64_t low = std::max(largest_bytes_, (streamed_bytes_ + full.laps - 1) / full.laps);
+  int64_t capacity = full.largest;
+  // A few bisections: the last per cent of a lap is worth less than its cost here.
+  for (int round = 0; low < capacity && (num_streamed_ <= 64 || round < 6); ++round) {
+    const Fill tried = fill(low + (capacity - low) / 2, start);
+    if (tried.laps <= full.laps) {
+      capacity = tried.largest;
+    } else {
+      low = tried.next;
+    }
+  }
+  return capacity;
+}
+
+// Laps as full as they get.
+void Cycle::fill_laps(int64_t capacity, int start) {
   lap_first_.clear();
-  lap_bytes_.clear();
   int64_t lap = capacity;  // so that the first piece opens a lap
-  for (int q = 0; q < n; ++q) {
-    const int i = position(q);
-    if (lap + bytes_[i] > capacity || q == 0) {
-      if (q > 0) lap_bytes_.push_back(lap);
+  for (int q = 0; q < num_streamed_; ++q) {
+    const int64_t bytes = bytes_[at(q, start)];
+    if (lap + bytes > capacity || q == 0) {
       lap_first_.push_back(q);
       lap = 0;
     }
-    offset_[i] = lap;
-    lap += bytes_[i];
+    lap += bytes;
   }
-  lap_bytes_.push_back(lap);
+}
+
+// Slots lap by lap. `profile_` holds the ring from offset 0 on as ranges with their last users; a
+// lap reads it and overwrites its front.
+void Cycle::find_last_users(int start) {
+  const int n = num_streamed_;
+  const auto position = [&](int sequence) {
+    return at(sequence < 0 ? sequence + n : sequence, start);
+  };
   const int num_laps = static_cast<int>(lap_first_.size());
   const auto lap_end = [&](int l) { return l + 1 < num_laps ? lap_first_[l + 1] : n; };
+  lap_bytes_.clear();
+  for (int l = 0; l < num_laps; ++l) {
+    int64_t lap = 0;
+    for (int q = lap_first_[l]; q < lap_end(l); ++q) {
+      offset_[position(q)] = lap;
+      lap += bytes_[position(q)];
+    }
+    lap_bytes_.push_back(lap);
+  }
 
   // The ring as the step before left it: the last lap, and what longer laps before it left beyond.
   profile_.clear();

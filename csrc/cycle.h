@@ -14,7 +14,7 @@ namespace blockswap {
 // Slots. The pieces fill the ring in cycle order, lap after lap; each lap starts at offset 0, so a
 // slot is the same in every step. A short last lap would let the next lap run into pieces that
 // were fetched a moment ago, so the laps are balanced: as many as a full ring needs, the largest
-// as small as possible.
+// as small as possible. In a ring of few pieces it matters more where they are cut.
 class Cycle {
  public:
   Cycle(const std::vector<Piece>& pieces, const PlanRequest& request);
@@ -26,8 +26,9 @@ class Cycle {
     kBalanced,  // laps of nearly equal height
     kFull,      // laps filled up to the limit, the rest in the last one
     kOldest,    // no laps: each piece goes where the last user lies furthest back
+    kCheapest,  // laps cut where that makes a piece wait least; for rings of few pieces
   };
-  // How slots are given, and from which position among the streamed pieces on.
+  // How slots are given, and from which position among the streamed pieces on (kCheapest: 0).
   struct Laps {
     int start = 0;
     Fit fit = Fit::kBalanced;
@@ -64,7 +65,15 @@ class Cycle {
     int64_t next;     // the smallest capacity that would give other laps
   };
   Fill fill(int64_t capacity, int start) const;
-  void find_last_users(int64_t capacity, int start);
+  // The position that comes after `sequence` others from `start` on.
+  int at(int sequence, int start) const {
+    const int i = start + sequence;
+    return i < num_streamed_ ? i : i - num_streamed_;
+  }
+  int64_t balanced_bytes(int64_t limit_bytes, int start) const;
+  void fill_laps(int64_t capacity, int start);
+  void cut_laps(int64_t limit_bytes);
+  void find_last_users(int start);
   void fit_oldest(int64_t limit_bytes, int start);
   void find_overlaps();
   void limit_lookahead();

@@ -22,9 +22,9 @@ POOL = (
 BOUNCE = "fetch_thread bounce_ring copy_team pinner host_arena arena_fill os"
 # What tests/cpp/<part>_test.cpp links.
 PARTS = {
-    "engine": "error host_pace plan cut slots search climb cycle cycle_replay simulate validate "
+    "engine": "error host_pace plan cut slots search climb cycle cycle_laps cycle_replay simulate validate "
     "explain schedule engine engine_fetch engine_times " + BOUNCE,
-    "engine_bounce": "error host_pace plan cut slots search climb cycle cycle_replay simulate "
+    "engine_bounce": "error host_pace plan cut slots search climb cycle cycle_laps cycle_replay simulate "
     "validate explain schedule engine engine_fetch engine_times " + BOUNCE,
     "heap": HEAP,
     "heap_model": HEAP,
