@@ -59,8 +59,9 @@ def tell(rung: Rung | None, held: Holding, repeats: bool) -> str:
         return (
             f"blockswap holds {format_bytes(held.ring)} for its smallest ring, and"
             f" {format_bytes(held.outside)} outside the blocks: nothing is left to give back. Make"
-            " the input smaller, decode in tiles, raise vram, or free memory that other programs"
-            " hold"
+            " the input smaller, decode in tiles, raise vram, free memory that other programs"
+            " hold, or have PyTorch leave less between its tensors: set"
+            " PYTORCH_ALLOC_CONF=expandable_segments:True before Python starts"
         )
     what = {
         Rung.NEIGHBOURS: f"what other components keep on the device"

@@ -131,6 +131,12 @@ def _moments(host: _C.HostTimes) -> list[float]:
     return [0.0, *sorted(moment for _, moment in host.issued), host.step_seconds]
 
 
+def _own_moments(host: _C.HostTimes) -> list[float]:
+    """Return the same without what it waited for fetches to be issued: that is the link's time."""
+    own = (moment - waited for (_, moment), waited in zip(host.issued, host.waited, strict=True))
+    return [0.0, *sorted(own), host.step_seconds - host.waiting_seconds]
+
+
 def _leads(gaps: Sequence[_Gap], host: _C.HostTimes) -> list[float]:
     """Return how far the host was ahead in each gap, at its begin or end, where it was less.
 
@@ -149,7 +155,7 @@ def _issue_seconds(hosts: Sequence[_C.HostTimes], num_gaps: int) -> list[list[fl
     """
     steps: list[list[float]] = []
     for host in hosts if hosts and len(_moments(hosts[-1])) == num_gaps + 1 else ():
-        moments = _moments(host)
+        moments = _own_moments(host)
         if len(moments) == num_gaps + 1:
             overhead = HOOKS_SHARE * host.seconds_per_piece + host.measuring_seconds_per_piece
             gaps = [after - before for before, after in itertools.pairwise(moments)]

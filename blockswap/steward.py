@@ -224,7 +224,8 @@ class Steward:
             if learned.steps == 1 and self.state.is_asynchronous:
                 host = self.state.engine.host_times()
                 streamed_bytes = self.plans.plan.streamed_bytes
-                self.plans.link.outlast(host.step_seconds, times.step_seconds, streamed_bytes)
+                own_seconds = host.step_seconds - host.waiting_seconds
+                self.plans.link.outlast(own_seconds, times.step_seconds, streamed_bytes)
             if learned.steps >= TIMED_STEPS:
                 self.plans.make(learned)
                 learned.enter(Stage.SETTLE)

@@ -146,7 +146,9 @@ void bind_engine(py::module_& m) {
       .def_readonly("step_seconds", &HostTimes::step_seconds)
       .def_readonly("seconds_per_piece", &HostTimes::seconds_per_piece)
       .def_readonly("measuring_seconds_per_piece", &HostTimes::measuring_seconds_per_piece)
-      .def_readonly("issued", &HostTimes::issued);
+      .def_readonly("issued", &HostTimes::issued)
+      .def_readonly("waiting_seconds", &HostTimes::waiting_seconds)
+      .def_readonly("waited", &HostTimes::waited);
 
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init([](const std::shared_ptr<Device>& device, int num_copy_streams, bool check) {

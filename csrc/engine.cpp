@@ -139,6 +139,14 @@ void Engine::record_time(Device::Event event, Device::Stream stream) {
   }
 }
 
+// Until a fetch is issued: what orders streams by its events must come later.
+void Engine::wait_issued(int64_t fetch) {
+  if (fetch_thread_) {
+    const Stopwatch watch(waiting_seconds_);
+    fetch_thread_->wait_issued(fetch);
+  }
+}
+
 void Engine::perform(Device::Stream compute) {
   struct Clear {
     std::vector<Action>& actions;
@@ -161,9 +169,7 @@ void Engine::perform(Device::Stream compute) {
       case Action::Kind::kFetch:
         if (plan_.copy_on_compute) {
           enqueue_fetch(action, compute);
-          if (fetch_thread_) {
-            fetch_thread_->wait_issued(track.fetch);  // before the stream's next work
-          }
+          wait_issued(track.fetch);  // before the stream's next work
         } else {
           enqueue_fetch(action, copy_streams_[next_copy_stream_]);
           next_copy_stream_ = (next_copy_stream_ + 1) % copy_streams_.size();
@@ -209,7 +215,7 @@ void Engine::begin_step(Device::Stream compute, bool continues) {
       track.ran = false;
     }
     measured_ = false;
-    own_seconds_ = measuring_seconds_ = 0.0;
+    own_seconds_ = measuring_seconds_ = waiting_seconds_ = 0.0;
     host_begin_ = Clock::now();
     device_->record(measured_begin_, compute);
   }
@@ -227,7 +233,9 @@ void Engine::acquire(int32_t piece, Device::Stream compute) {
   const Stopwatch watch(own_seconds_);
   schedule_->acquire(piece, actions_);
   if (measures_) {
-    tracks_[static_cast<size_t>(piece)].issued = seconds_since(host_begin_);
+    Track& track = tracks_[static_cast<size_t>(piece)];
+    track.issued = seconds_since(host_begin_);
+    track.waited = waiting_seconds_;
   }
   perform(compute);
 }

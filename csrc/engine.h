@@ -51,6 +51,9 @@ struct HostTimes {
   double seconds_per_piece = 0.0;
   double measuring_seconds_per_piece = 0.0;
   std::vector<std::pair<int32_t, double>> issued;  // piece, when
+  // Of that it waited for the thread that issues fetches: in all, and before each of `issued`.
+  double waiting_seconds = 0.0;
+  std::vector<double> waited;
 };
 
 // Performs a schedule's actions on a device. Owns copy streams and events; borrows the ring, the
@@ -133,7 +136,7 @@ class Engine {
     bool run_is_timed = false;  // if it was timed
     Device::Event wait_begin, wait_end, run_end;
     bool ran = false;  // in the last measured step
-    double issued = 0.0;
+    double issued = 0.0, waited = 0.0;
   };
   using Clock = std::chrono::steady_clock;
   // Adds what its scope takes on the host.
@@ -145,6 +148,7 @@ class Engine {
   int64_t enqueue(const Fetch& fetch);
   void wait_for_compute(Device::Stream stream, Device::Stream compute);
   void wait_for(Device::Event event, int64_t fetch, Device::Stream compute);
+  void wait_issued(int64_t fetch);
   static std::array<Device::Event*, 9> events_of(Track& track);
   void make_track(Track& track);
   void destroy_events();
@@ -168,6 +172,7 @@ class Engine {
   // On the host's clock, in the last measured step.
   Clock::time_point host_begin_{};
   double host_seconds_ = 0.0, own_seconds_ = 0.0, measuring_seconds_ = 0.0;
+  double waiting_seconds_ = 0.0;
 
   Plan plan_;
   std::vector<HostImage> images_;

@@ -43,9 +43,7 @@ int64_t Engine::enqueue(const Fetch& fetch) {
 
 // Compute goes on when the event is reached that a fetch records.
 void Engine::wait_for(Device::Event event, int64_t fetch, Device::Stream compute) {
-  if (fetch_thread_) {
-    fetch_thread_->wait_issued(fetch);
-  }
+  wait_issued(fetch);
   device_->wait(compute, event);
 }
 

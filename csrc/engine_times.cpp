@@ -44,14 +44,16 @@ HostTimes Engine::host_times() const {
     return times;
   }
   times.step_seconds = host_seconds_;
+  times.waiting_seconds = waiting_seconds_;
   for (size_t i = 0; i < tracks_.size(); ++i) {
     if (!plan_.pieces[i].resident && tracks_[i].ran) {
       times.issued.emplace_back(static_cast<int32_t>(i), tracks_[i].issued);
+      times.waited.push_back(tracks_[i].waited);
     }
   }
   if (!times.issued.empty()) {
     const auto num = static_cast<double>(times.issued.size());
-    times.seconds_per_piece = (own_seconds_ - measuring_seconds_) / num;
+    times.seconds_per_piece = (own_seconds_ - measuring_seconds_ - waiting_seconds_) / num;
     times.measuring_seconds_per_piece = measuring_seconds_ / num;
   }
   return times;
@@ -74,9 +76,7 @@ double Engine::measure_link(HostImage image, void* target, int64_t bytes, int re
     fetch.ready = i < repeats ? begin : end;
     last = enqueue(fetch);
   }
-  if (fetch_thread_) {
-    fetch_thread_->wait_issued(last);
-  }
+  wait_issued(last);
   device_->synchronize(fetch.stream);
   const double seconds = device_->seconds_between(begin, end);
   device_->destroy_event(begin);

@@ -10,8 +10,12 @@ from blockswap.refine import FAR_AHEAD_S, HOOKS_SHARE, refine
 MS = 1e-3
 
 
-def step(spans, seconds, host_seconds, per_piece=0.0, measuring=0.0):
-    """A measured step, device and host; spans: (piece, issued, wait_begin, wait_end)."""
+def step(spans, seconds, host_seconds, per_piece=0.0, measuring=0.0, waited=None):
+    """A measured step, device and host; spans: (piece, issued, wait_begin, wait_end).
+
+    waited: for the thread that issues fetches, before each piece and in all.
+    """
+    waited = waited or [0.0] * (len(spans) + 1)
     pieces = [SimpleNamespace(piece=p, wait_begin=b, wait_end=e, run_end=e) for p, _, b, e in spans]
     device = SimpleNamespace(pieces=pieces, step_seconds=seconds)
     host = SimpleNamespace(
@@ -19,6 +23,8 @@ def step(spans, seconds, host_seconds, per_piece=0.0, measuring=0.0):
         issued=[(p, issued) for p, issued, _, _ in spans],
         seconds_per_piece=per_piece,
         measuring_seconds_per_piece=measuring,
+        waited=waited[:-1],
+        waiting_seconds=waited[-1],
     )
     return device, host
 
@@ -65,6 +71,17 @@ def test_what_a_piece_and_its_measuring_cost_the_host_is_no_leafs_time():
     learned = learn([sample], [1 * MS, 1 * MS])
     assert learned.host_seconds_per_copy == pytest.approx(HOOKS_SHARE * 0.1 * MS)
     assert learned.host_seconds[0] == pytest.approx(5 * MS - HOOKS_SHARE * 0.1 * MS - 0.3 * MS)
+
+
+def test_a_host_that_waited_for_its_fetches_to_be_issued_is_no_slow_host():
+    # It comes to the second piece after 5 ms, 4 of which it waited, and to the end 3 ms later.
+    sample = step(
+        [(0, 0.0, 0.01 * MS, 4 * MS), (1, 5 * MS, 5.01 * MS, 7 * MS)],
+        *(8 * MS, 8 * MS),
+        waited=[0.0, 4 * MS, 6 * MS],
+    )
+    learned = learn([sample], [1 * MS, 1 * MS])
+    assert learned.host_seconds == pytest.approx({0: 1 * MS, 1: 1 * MS})
 
 
 def test_a_host_far_ahead_is_not_in_the_way():

@@ -44,6 +44,31 @@ TEST(images_larger_than_the_whole_ring_pass_part_by_part) {
   CHECK(f.device->unpinned_copies == 0);
 }
 
+TEST(what_the_host_waited_for_the_thread_is_told_apart_from_its_own_time) {
+  const int64_t large = 4 * kBounce;
+  Fixture f({large, large, large}, {false, false, false}, 2 * large, false, 1, -1, kBounce);
+  f.device->slow_copy_bytes = kBounce / BounceRing::kNumSlots;  // some 16 of them for each piece
+  for (int step = 0; step < 3; ++step) {
+    f.step(f.all());
+  }
+  const HostTimes times = f.engine.host_times();
+  CHECK(times.waiting_seconds > 4e-3);
+  CHECK(times.waiting_seconds < times.step_seconds);
+  CHECK(3 * times.seconds_per_piece < times.step_seconds - times.waiting_seconds);
+  CHECK(times.waited.size() == 3 && times.issued.size() == 3);
+  for (size_t i = 0; i < 3; ++i) {
+    CHECK(times.waited[i] <= times.issued[i].second);
+    CHECK(i == 0 || times.waited[i] > times.waited[i - 1]);
+  }
+}
+
+TEST(a_host_without_such_a_thread_waits_for_nothing) {
+  Fixture f({512, 256, 768}, {false, false, false}, 1024, false);
+  f.step(f.all());
+  CHECK(f.engine.host_times().waiting_seconds == 0.0);
+  CHECK(f.engine.host_times().waited == std::vector<double>(3, 0.0));
+}
+
 TEST(any_order_skips_and_repeats_stay_right) { run_any_order(5, kBounce); }
 
 TEST(a_copy_that_nobody_used_is_over_before_any_piece_comes_into_its_range) { run_outrun(kBounce); }
