@@ -15,6 +15,8 @@ PAGES = ("README.md", "CHANGELOG.md")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 ENGINES_PAGE, CHART = "docs/engines.md", "docs/pictures/engines.png"
 ENGINES = "<!-- engines: begin -->", "<!-- engines: end -->"
+CAPS_PAGE = "docs/sharing.md"
+CAPS = "<!-- caps: begin -->", "<!-- caps: end -->"
 GIB = 2**30
 NAMES = {"flux": "FLUX.1 12B", "wan": "Wan2.1 14B", "qwen": "Qwen-Image 20B", "sdxl": "SDXL UNet"}
 SHOWN = {
@@ -102,6 +104,29 @@ def make_engines_table(benches: list[tuple[str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def make_caps_table(sweeps: list[tuple[str, dict[str, Any]]]) -> str:
+    """Return one line per cap of each model's newest sweep, the lowest first."""
+    lines = [
+        "| model | cap, GiB | peak | by the driver | ms per step | of the bound | same bits |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    newest = {row["model"]: (name, result) for name, result in sweeps for row in result["rows"]}
+    for model in (model for model in NAMES if model in newest):
+        rows = [row for row in newest[model][1]["rows"] if row["model"] == model]
+        for row in sorted(rows, key=lambda row: row["cap_bytes"]):
+            used = row["driver_peak_bytes"] - row["driver_before_bytes"]
+            lines.append(
+                f"| {NAMES[model]} | {row['cap_bytes'] / GIB:.2f}"
+                f" | {row['peak_device_bytes'] / GIB:.2f} | {used / GIB:.2f}"
+                f" | {row['step_ms']:.0f} | {row['efficiency_of_cap']:.3f}"
+                f" | {'yes' if row['bit_identical'] else 'NO'} |"
+            )
+    for name, head in sorted(dict(newest.values()).items()):
+        link = f"[{name}](../benchmarks/results/{name})"
+        lines += ["", f"{head['gpu']}, {head['date']}, torch {head['torch']}, bf16, eager:", link]
+    return "\n".join(lines)
+
+
 def chart_rows(
     benches: list[tuple[str, dict[str, Any]]], results: list[tuple[str, dict[str, Any]]]
 ) -> list[dict[str, Any]]:
@@ -126,7 +151,7 @@ def rewrite(page: str, table: str, marks: tuple[str, str] = (BEGIN, END)) -> str
 
 
 def main() -> None:
-    """Rewrite README.md, the CHANGELOG's Measured section, and the page of engines."""
+    """Rewrite README.md, the CHANGELOG's Measured section, and the pages of engines and caps."""
     folder = ROOT / "benchmarks" / "results"
     results, benches = newest_results(folder), newest_results(folder, "bench")
     table = make_table(results)
@@ -135,6 +160,9 @@ def main() -> None:
         path.write_text(rewrite(path.read_text(), table))
     page = ROOT / ENGINES_PAGE
     page.write_text(rewrite(page.read_text(), make_engines_table(benches), ENGINES))
+    sweeps = newest_results(folder, "cap-sweep")
+    page = ROOT / CAPS_PAGE
+    page.write_text(rewrite(page.read_text(), make_caps_table(sweeps), CAPS))
     (ROOT / CHART).parent.mkdir(exist_ok=True)
     plot_frontier(chart_rows(benches, results), ROOT / CHART)
 

@@ -26,6 +26,12 @@ def test_the_page_of_engines_is_the_one_that_the_script_draws() -> None:
     assert (ROOT / tables.CHART).exists()
 
 
+def test_the_page_of_caps_is_drawn_from_the_newest_sweeps() -> None:
+    text = (ROOT / tables.CAPS_PAGE).read_text()
+    sweeps = tables.newest_results(ROOT / "benchmarks" / "results", "cap-sweep")
+    assert text == tables.rewrite(text, tables.make_caps_table(sweeps), tables.CAPS)
+
+
 def test_every_committed_row_is_bit_identical() -> None:
     for name, result in tables.newest_results(ROOT / "benchmarks" / "results"):
         for row in result["rows"]:
