@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from benchmarks import command_line
-from benchmarks.turns import COPY_BYTES, SOURCE_BYTES, Core
+from benchmarks.turns import COPY_BYTES, SOURCE_BYTES
+from blockswap.bench.core import Core
 from blockswap.bench.head import make_head
 from blockswap.home import Home
 

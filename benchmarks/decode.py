@@ -24,7 +24,7 @@ import torch
 import blockswap
 from benchmarks import command_line
 from blockswap.bench import zoo
-from blockswap.bench.core import Core
+from blockswap.bench.core import quiet_core
 from blockswap.bench.head import make_head
 from blockswap.bench.rows import GIB, Row, smallest_ring_bytes
 from blockswap.bench.timing import peaks, reset_peaks
@@ -100,23 +100,21 @@ def call(pipe: Any, size: str, steps: int, output: str, device: str) -> Call:
         return tensors
 
     pixels = 1024 if size == "full" else 16
-    core = Core()
-    core.choose()
-    made = pipe(
-        prompt_embeds=random(1, 77, config.cross_attention_dim),
-        negative_prompt_embeds=random(1, 77, config.cross_attention_dim),
-        pooled_prompt_embeds=random(1, pooled),
-        negative_pooled_prompt_embeds=random(1, pooled),
-        height=pixels,
-        width=pixels,
-        num_inference_steps=steps,
-        generator=torch.Generator().manual_seed(2),
-        output_type=output,
-        callback_on_step_end=at_step_end,
-    ).images
-    if device != "cpu":
-        torch.cuda.synchronize()
-    core.free()
+    with quiet_core():
+        made = pipe(
+            prompt_embeds=random(1, 77, config.cross_attention_dim),
+            negative_prompt_embeds=random(1, 77, config.cross_attention_dim),
+            pooled_prompt_embeds=random(1, pooled),
+            negative_pooled_prompt_embeds=random(1, pooled),
+            height=pixels,
+            width=pixels,
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(2),
+            output_type=output,
+            callback_on_step_end=at_step_end,
+        ).images
+        if device != "cpu":
+            torch.cuda.synchronize()
     times = [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
     result = made.float().cpu().numpy() if isinstance(made, torch.Tensor) else np.asarray(made)
     return Call(result, times)

@@ -148,7 +148,8 @@ measure() {
 lane() {
   local number=$1 share=$(($(nproc) / $2))
   local -a cores
-  mapfile -t cores < <(lscpu -p=NODE,CORE,CPU | grep -v '^#' | sort -t, -n -k1,1 -k2,2 -k3,3 | cut -d, -f3)
+  mapfile -t cores < <(lscpu -p=NODE,CORE,CPU | grep -v '^#' | sort -t, -n -k1,1 -k2,2 -k3,3 | cut -d, -f3 |
+    grep -xFf <($PYTHON -c 'import os; print(*os.sched_getaffinity(0), sep="\n")'))
   export CUDA_VISIBLE_DEVICES=$number
   taskset -cp "$(IFS=,; echo "${cores[*]:number * share:share}")" $BASHPID >/dev/null
   measure "${@:3}" >"$OUT/lane-$number.log" 2>&1

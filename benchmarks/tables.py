@@ -113,18 +113,28 @@ def make_caps_table(sweeps: list[tuple[str, dict[str, Any]]]) -> str:
     newest = {row["model"]: (name, result) for name, result in sweeps for row in result["rows"]}
     for model in (model for model in NAMES if model in newest):
         rows = [row for row in newest[model][1]["rows"] if row["model"] == model]
-        for row in sorted(rows, key=lambda row: row["cap_bytes"]):
-            used = row["driver_peak_bytes"] - row["driver_before_bytes"]
-            lines.append(
-                f"| {NAMES[model]} | {row['cap_bytes'] / GIB:.2f}"
-                f" | {row['peak_device_bytes'] / GIB:.2f} | {used / GIB:.2f}"
-                f" | {row['step_ms']:.0f} | {row['efficiency_of_cap']:.3f}"
-                f" | {'yes' if row['bit_identical'] else 'NO'} |"
-            )
+        ours = [row for row in rows if row["engine"] == "blockswap"]
+        for row in sorted(ours, key=_cap_of):
+            cells = _cells_of_cap(row) if row["status"] == "ok" else ["refused", "", "", "", ""]
+            lines.append(f"| {NAMES[model]} | {_cap_of(row) / GIB:.2f} | {' | '.join(cells)} |")
     for name, head in sorted(dict(newest.values()).items()):
         link = f"[{name}](../benchmarks/results/{name})"
         lines += ["", f"{head['gpu']}, {head['date']}, torch {head['torch']}, bf16, eager:", link]
     return "\n".join(lines)
+
+
+def _cap_of(row: dict[str, Any]) -> int:
+    return int(row["cap_bytes"] if "cap_bytes" in row else row["settings"]["vram"])
+
+
+def _cells_of_cap(row: dict[str, Any]) -> list[str]:
+    """Return what a row of a sweep shows; one with a whole call knows less."""
+    driver = ""
+    if "driver_peak_bytes" in row:
+        driver = f"{(row['driver_peak_bytes'] - row['driver_before_bytes']) / GIB:.2f}"
+    bound = f"{row['efficiency_of_cap']:.3f}" if "efficiency_of_cap" in row else ""
+    same = "yes" if row["bit_identical"] else "NO"
+    return [f"{row['peak_device_bytes'] / GIB:.2f}", driver, f"{row['step_ms']:.0f}", bound, same]
 
 
 def chart_rows(

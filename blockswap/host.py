@@ -32,7 +32,7 @@ class Host:
         limit: bound on pinned bytes, ring included; None: what the system allows.
 
     Attributes:
-        image_bytes, offsets: of each leaf's image, in the arena.
+        image_bytes: of each leaf's image.
         pinner: knows what is pinned, the ring included.
         bounce_bytes: the ring through which pageable images pass; 0: there is none.
     """
@@ -45,8 +45,7 @@ class Host:
         self.bounce_bytes = 0
         self.image_bytes = [binding.leaf_bytes(leaf) for leaf in range(binding.num_leaves)]
         chunk_bytes = CHUNK_BYTES if limit is None else min(CHUNK_BYTES, limit // CHUNK_SHARE)
-        offsets, chunks, total = _C.HostArena.make_layout(self.image_bytes, chunk_bytes)
-        self.offsets: list[int] = offsets
+        self._layout, chunks, total = _C.HostArena.make_layout(self.image_bytes, chunk_bytes)
         self.arena = _C.HostArena(total, chunks)
 
     def take(self, num_entries: int, engine: _C.Engine | None) -> None:
@@ -61,7 +60,7 @@ class Host:
         """
         if engine is not None and self._limit is not None and self._limit < self.arena.bytes:
             self._bounce(engine)  # before the images take all that may be pinned
-        for leaf, offset in enumerate(self.offsets):
+        for leaf, offset in enumerate(self._layout):
             self._binding.place_host(leaf, self.arena, offset)
         with progress("moving weights to pinned memory", self.arena.bytes) as tick:
 
@@ -98,18 +97,23 @@ class Host:
 
     def image(self, leaf: int) -> tuple[int, bool]:
         """Return the host address of a leaf's image, and whether it is pinned."""
-        is_pinned = self.arena.is_pinned(self.offsets[leaf], self.image_bytes[leaf])
+        is_pinned = self.arena.is_pinned(self._offset(leaf), self.image_bytes[leaf])
         return self.address(leaf), bool(is_pinned)
 
     def address(self, leaf: int) -> int:
         """Return the host address of a leaf's image."""
-        return int(self.arena.address) + self.offsets[leaf]
+        return int(self.arena.address) + self._offset(leaf)
 
     def follows(self, leaf: int, before: int) -> bool:
         """Whether ``leaf``'s image lies right behind ``before``'s, so that one copy takes both."""
-        end = self.offsets[before] + self.image_bytes[before]
-        chunk_end = int(self.arena.chunk_end(self.offsets[before]))
-        return bool(self.offsets[leaf] == end and chunk_end > end)
+        begin = self._offset(before)
+        end = begin + self.image_bytes[before]
+        chunk_end = int(self.arena.chunk_end(begin))
+        return bool(self._offset(leaf) == end < chunk_end)
+
+    def _offset(self, leaf: int) -> int:
+        """Return where in the arena a leaf's image lies; nobody else keeps it: it may move."""
+        return int(self._binding.arena_offset(leaf))
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor's bytes lie in the arena."""
@@ -125,7 +129,7 @@ class Host:
         memory. A leaf whose image somebody else holds tensors over stays where it is.
         """
         runs_at = {leaf: position for position, leaf in enumerate(order)}
-        ranked = sorted(runs_at, key=self.offsets.__getitem__)
+        ranked = sorted(runs_at, key=self._offset)
         groups = []
         begin = 0
         while begin < len(ranked):
@@ -139,16 +143,13 @@ class Host:
             begin = end + 1
         if groups:
             self._binding.rearrange(self.arena, groups)
-            for leaf, offset in itertools.chain.from_iterable(groups):
-                self.offsets[leaf] = offset
 
     def _may_move(self, group: Sequence[int]) -> bool:
         contiguous = all(self.follows(b, a) for a, b in itertools.pairwise(group))
-        small = sum(self.image_bytes[leaf] for leaf in group) <= MAX_SCRATCH_BYTES
-        return contiguous and small and all(self._binding.is_movable(leaf) for leaf in group)
+        return contiguous and sum(map(self.image_bytes.__getitem__, group)) <= MAX_SCRATCH_BYTES
 
     def _moves(self, group: Sequence[int]) -> list[tuple[int, int]]:
         """Return each leaf's new offset, in this order from where the first of them lies now."""
-        offset = min(self.offsets[leaf] for leaf in group)
+        offset = min(map(self._offset, group))
         ends = itertools.accumulate((self.image_bytes[leaf] for leaf in group), initial=offset)
         return list(zip(group, ends, strict=False))

@@ -10,7 +10,6 @@ from blockswap import _C
 from blockswap.device_memory import DeviceMemory
 from blockswap.host import Host
 
-PAGE_BYTES = 2 * 2**20  # what GPUs map at least
 # Parts of pages between residents that stay, which nobody else can have.
 MOST_UNUSED_BYTES = 64 * 2**20
 
@@ -66,15 +65,21 @@ class Placement:
             next change counts it as new again.
 
         Raises:
-            DeviceError: no memory. Residents that were there stay, no new one does, nor the ring.
+            DeviceError: no memory. Residents that stayed where they were stay, no new one does,
+                nor the ring, nor any if all were to move.
         """
         staying = self._filled.intersection(residents)
         kept = 0
         if self._unused_between(staying) > MOST_UNUSED_BYTES:
+            unused = self._pool.unused_bytes
             self._drop(staying=set())
-            kept = self._pool.unused_bytes  # pages for what comes: to map others takes longer
+            # Their pages are for what comes: to map others takes longer.
+            kept = self._pool.unused_bytes - unused
         else:
             self._free(staying)
+            is_coarse = staying and not self._memory.counts_pool and not self._pool.page_bytes
+            if is_coarse and self._pool.unused_bytes > MOST_UNUSED_BYTES:
+                self._free(staying=set())
         missing = [leaf for leaf in residents if leaf not in self._residents]
         needed = ring_bytes + sum(self._host.image_bytes[leaf] for leaf in missing)
         free = self._memory.free_bytes()
@@ -122,15 +127,19 @@ class Placement:
             self._pool.free(self._residents.pop(leaf))
 
     def _unused_between(self, staying: set[int]) -> int:
-        """Return what of their pages nobody could have if only these residents stayed."""
-        if self._memory.counts_pool:
+        """Return what of their pages nobody could have if only these residents stayed.
+
+        0 where memory does not come in pages; what PyTorch counts as its own is for it to judge.
+        """
+        page_bytes = int(self._pool.page_bytes)
+        if self._memory.counts_pool or not page_bytes:
             return 0
         used, pages = 0, set[int]()
         for leaf in staying:
             begin, size = self._residents[leaf], self._host.image_bytes[leaf]
             used += size
-            pages.update(range(begin // PAGE_BYTES, -(-(begin + size) // PAGE_BYTES)))
-        return len(pages) * PAGE_BYTES - used
+            pages.update(range(begin // page_bytes, -(-(begin + size) // page_bytes)))
+        return int(len(pages) * page_bytes - used)
 
     def _wait(self) -> None:
         """Wait for what ran on the device when a change was broken off: it may use blocks yet."""

@@ -238,6 +238,7 @@ class Steward:
     def _time(self, learned: Learned, order: list[int]) -> None:
         """Stream every leaf in its order, to see how long each computes."""
         learned.order = order
+        self.plans.is_placed = False  # should the next lines be broken off
         self.state.engine.stop()
         self.state.host.arrange(order)
         self.plans.stream(order, learned)

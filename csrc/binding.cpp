@@ -209,6 +209,11 @@ bool Binding::is_adopted(int64_t index) const {
   return entries_.at(static_cast<size_t>(index)).adopted;
 }
 
+int64_t Binding::arena_offset(int32_t leaf) const {
+  return leaves_.at(static_cast<size_t>(leaf)).arena_offset;
+}
+
+// Nobody else holds tensors over the leaf's image, so it may lie elsewhere in the arena.
 bool Binding::is_movable(int32_t leaf) const {
   const LeafPlace& place = leaves_.at(static_cast<size_t>(leaf));
   return std::all_of(place.entries.begin(), place.entries.end(), [&](int64_t index) {
@@ -234,6 +239,10 @@ void Binding::rearrange(const std::shared_ptr<HostArena>& arena,
   const std::unique_ptr<uint8_t[]> scratch(new uint8_t[static_cast<size_t>(largest)]);
   CopyTeam team;
   for (const std::vector<Move>& group : groups) {
+    if (!std::all_of(group.begin(), group.end(),
+                     [this](const Move& move) { return is_movable(move.first); })) {
+      continue;
+    }
     uint8_t* cursor = scratch.get();
     for (const auto& [leaf, offset] : group) {
       team.copy(cursor, arena->data() + leaf_place(leaf).arena_offset, leaf_bytes(leaf));

@@ -31,7 +31,8 @@ struct Change {
 // Ties parameters to their two addresses: the host image outside a forward, the device address
 // inside one. Both are tensors with a Storage of their own, of exactly the parameter's size;
 // binding copies their metadata into the parameter, which stays the same object with the same
-// version. Not thread-safe; the GIL is held, except in fill().
+// version. Not thread-safe; the GIL is held, except in fill() and
+// rearrange().
 class Binding {
  public:
   Binding(at::Tensor token, std::shared_ptr<Engine> engine);
@@ -61,14 +62,14 @@ class Binding {
   // The same for one parameter, from wherever it lies.
   void adopt(int64_t index);
   bool is_adopted(int64_t index) const;
-  // Nobody else holds tensors over the leaf's image, so it may lie elsewhere in the arena.
-  bool is_movable(int32_t leaf) const;
+  // Where in the arena the leaf's image lies.
+  int64_t arena_offset(int32_t leaf) const;
   // The parameters become ordinary ones: what dies gives its part of the arena back.
   void retire() { retired_->store(true); }
   // A leaf and the offset of the arena at which its image is to lie.
   using Move = std::pair<int32_t, int64_t>;
   // Moves images within the arena, a group after the other: its bytes are all read before any is
-  // written.
+  // written. A group stays where somebody else holds tensors over one of its images.
   void rearrange(const std::shared_ptr<HostArena>& arena,
                  const std::vector<std::vector<Move>>& groups);
 
@@ -165,6 +166,7 @@ class Binding {
                                 std::function<void(void*)> deleter);
   const LeafPlace* place_of(at::TensorList weights);
   LeafPlace& leaf_place(int32_t leaf);
+  bool is_movable(int32_t leaf) const;
 
   at::Tensor token_;
   std::shared_ptr<Engine> engine_;

@@ -86,6 +86,7 @@ void bind_memory(py::module_& m) {
       .def("release", &Pool::release, py::call_guard<py::gil_scoped_release>())
       .def("give_back", &Pool::give_back, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("bytes", &Pool::bytes)
+      .def_property_readonly("page_bytes", &Pool::page_bytes)
       .def_property_readonly("unused_bytes", &Pool::unused_bytes);
 
   m.attr("LEAST_BOUNCE_BYTES") = BounceRing::kLeastBytes;
@@ -265,7 +266,7 @@ void bind_binding(py::module_& m) {
            })
       .def("adopt", &Binding::adopt, py::call_guard<py::gil_scoped_release>())
       .def("is_adopted", &Binding::is_adopted)
-      .def("is_movable", &Binding::is_movable)
+      .def("arena_offset", &Binding::arena_offset)
       .def("rearrange", &Binding::rearrange, py::call_guard<py::gil_scoped_release>())
       .def("retire", &Binding::retire)
       .def("place_device",

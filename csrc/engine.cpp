@@ -134,7 +134,7 @@ void Engine::stop() {
 
 void Engine::record_time(Device::Event event, Device::Stream stream) {
   if (measures_) {
-    const Stopwatch watch(measuring_seconds_);
+    const Stopwatch watch(sums_.measuring);
     device_->record(event, stream);
   }
 }
@@ -142,7 +142,7 @@ void Engine::record_time(Device::Event event, Device::Stream stream) {
 // Until a fetch is issued: what orders streams by its events must come later.
 void Engine::wait_issued(int64_t fetch) {
   if (fetch_thread_) {
-    const Stopwatch watch(waiting_seconds_);
+    const Stopwatch watch(sums_.waiting);
     fetch_thread_->wait_issued(fetch);
   }
 }
@@ -201,6 +201,7 @@ void Engine::begin_step(Device::Stream compute, bool continues) {
     device_->wait(compute, step_end_);
   }
   if (residents_pending_) {
+    const Stopwatch watch(sums_.own);
     wait_for(residents_ready_, residents_fetch_, compute);
     residents_pending_ = false;
   }
@@ -215,12 +216,12 @@ void Engine::begin_step(Device::Stream compute, bool continues) {
       track.ran = false;
     }
     measured_ = false;
-    own_seconds_ = measuring_seconds_ = waiting_seconds_ = 0.0;
+    sums_ = HostSums{};
     host_begin_ = Clock::now();
     device_->record(measured_begin_, compute);
   }
   if (schedule_) {
-    const Stopwatch watch(own_seconds_);
+    const Stopwatch watch(sums_.own);
     schedule_->fetch_ahead(actions_);
     perform(compute);
   }
@@ -230,19 +231,19 @@ void Engine::acquire(int32_t piece, Device::Stream compute) {
   if (!schedule_ || !in_step_) {
     throw UseError("piece " + std::to_string(piece) + " is acquired outside a step");
   }
-  const Stopwatch watch(own_seconds_);
+  const Stopwatch watch(sums_.own);
   schedule_->acquire(piece, actions_);
   if (measures_) {
     Track& track = tracks_[static_cast<size_t>(piece)];
     track.issued = seconds_since(host_begin_);
-    track.waited = waiting_seconds_;
+    track.waited = sums_.waiting;
   }
   perform(compute);
 }
 
 void Engine::release(int32_t piece, Device::Stream compute) {
   if (schedule_ && in_step_) {
-    const Stopwatch watch(own_seconds_);
+    const Stopwatch watch(sums_.own);
     schedule_->release(piece, actions_);
     perform(compute);
   }
@@ -256,7 +257,7 @@ void Engine::end_step(Device::Stream compute) {
   last_compute_ = compute;
   stepped_ = true;  // also where what follows throws: stop() has to wait for this stream
   if (schedule_) {
-    const Stopwatch watch(own_seconds_);
+    const Stopwatch watch(sums_.own);
     schedule_->end(actions_);
     perform(compute);
   }
@@ -265,6 +266,7 @@ void Engine::end_step(Device::Stream compute) {
   if (measures_) {
     device_->record(measured_end_, compute);
     host_seconds_ = seconds_since(host_begin_);
+    measured_sums_ = sums_;
     measured_ = true;
   }
 }

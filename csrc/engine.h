@@ -171,8 +171,11 @@ class Engine {
   Device::Stream last_compute_{};
   // On the host's clock, in the last measured step.
   Clock::time_point host_begin_{};
-  double host_seconds_ = 0.0, own_seconds_ = 0.0, measuring_seconds_ = 0.0;
-  double waiting_seconds_ = 0.0;
+  double host_seconds_ = 0.0;
+  struct HostSums {
+    double own = 0.0, measuring = 0.0, waiting = 0.0;
+  };
+  HostSums sums_, measured_sums_;  // so far; of the last measured step
 
   Plan plan_;
   std::vector<HostImage> images_;

@@ -44,7 +44,7 @@ HostTimes Engine::host_times() const {
     return times;
   }
   times.step_seconds = host_seconds_;
-  times.waiting_seconds = waiting_seconds_;
+  times.waiting_seconds = measured_sums_.waiting;
   for (size_t i = 0; i < tracks_.size(); ++i) {
     if (!plan_.pieces[i].resident && tracks_[i].ran) {
       times.issued.emplace_back(static_cast<int32_t>(i), tracks_[i].issued);
@@ -53,8 +53,9 @@ HostTimes Engine::host_times() const {
   }
   if (!times.issued.empty()) {
     const auto num = static_cast<double>(times.issued.size());
-    times.seconds_per_piece = (own_seconds_ - measuring_seconds_ - waiting_seconds_) / num;
-    times.measuring_seconds_per_piece = measuring_seconds_ / num;
+    const HostSums& sums = measured_sums_;
+    times.seconds_per_piece = (sums.own - sums.measuring - sums.waiting) / num;
+    times.measuring_seconds_per_piece = sums.measuring / num;
   }
   return times;
 }

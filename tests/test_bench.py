@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from blockswap.bench import BenchRequest, run_bench
 from blockswap.bench import run as bench_run
 from blockswap.bench.engines import PEERS, Engine
 from blockswap.bench.timing import Resident
-from blockswap.bench.twin import place_twin
+from blockswap.bench.twin import place_twin, steps_in_turns
 from blockswap.errors import ConfigError
 
 # ---- running ------------------------------------------------------------------------------------
@@ -162,8 +163,8 @@ def test_ours_that_keeps_all_weights_is_timed_in_turns_with_an_unhooked_twin(
 ) -> None:
     places, real = [], bench_run.place_twin
 
-    def place_twin(model: nn.Module, *rest: Any) -> Any:
-        twin = real(model, *rest)
+    def place_twin(*args: Any, **how: Any) -> Any:
+        twin = real(*args, **how)
         assert twin is not None
         twin.register_forward_pre_hook(lambda *_: places.append("twin"))
         return twin
@@ -180,6 +181,19 @@ def test_a_model_with_long_steps_gets_no_twin() -> None:
     resident = Resident(step_ms=1001.0, peak_allocated_bytes=0, peak_device_bytes=0, output=None)  # type: ignore[arg-type]
     assert place_twin(nn.Linear(2, 2), resident, "cpu") is None
     assert place_twin(nn.Linear(2, 2), replace(resident, step_ms=999.0), "cpu") is not None
+
+
+def test_a_turn_that_fails_leaves_the_thread_its_cores() -> None:
+    cores = os.sched_getaffinity(0)
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no step")
+
+    model = nn.Linear(2, 2)
+    model.register_forward_pre_hook(fails)
+    with pytest.raises(RuntimeError, match="no step"):
+        steps_in_turns(model, model, {"input": torch.ones(1, 2)}, 2)
+    assert os.sched_getaffinity(0) == cores
 
 
 # ---- bad input ----------------------------------------------------------------------------------

@@ -33,15 +33,22 @@ class SmallPool:
     def give_back(self) -> int:
         return int(self._pool.trim())
 
+    page_bytes = PAGE
+
     @property
     def unused_bytes(self) -> int:
         stats = self._pool.stats()
         return int(stats.reserved_bytes - stats.allocated_bytes)
 
 
-def placed(pool: SmallPool) -> Placement:
+def placed(pool: SmallPool, free: int | None = None) -> Placement:
+    flushes: list[str] = []
     memory: Any = SimpleNamespace(
-        begin_span=lambda: None, counts_pool=False, free_bytes=lambda: None, give_back=lambda: None
+        begin_span=lambda: None,
+        counts_pool=False,
+        free_bytes=lambda: free,
+        give_back=lambda: flushes.append("flush"),
+        flushes=flushes,
     )
     host: Any = SimpleNamespace(image_bytes=[LEAF] * NUM_LEAVES, image=lambda leaf: leaf)
     engine: Any = SimpleNamespace(copy_fixed=lambda *_: None)
@@ -74,3 +81,48 @@ def test_residents_with_too_much_between_them_move_into_pages_that_were_mapped_b
     addresses = [made.address(leaf) for leaf in EVERY_OTHER]
     assert max(addresses) - min(addresses) < len(addresses) * (LEAF + PAGE)
     assert pool.unused_bytes < 2 * PAGE
+
+
+def test_pages_that_are_mapped_already_are_not_asked_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(placement, "MOST_UNUSED_BYTES", PAGE)
+    made = placed(SmallPool(), free=0)
+    made._memory.flushes.clear()  # type: ignore[attr-defined]
+    made.change(EVERY_OTHER, 0)
+    assert made._memory.flushes == []  # type: ignore[attr-defined]
+    made.change(range(NUM_LEAVES), 0)  # these need more
+    assert made._memory.flushes == ["flush"]  # type: ignore[attr-defined]
+
+
+def test_a_move_that_finds_no_memory_keeps_no_page_and_no_resident(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(placement, "MOST_UNUSED_BYTES", PAGE)
+    pool = SmallPool()
+    made = placed(pool)
+    allocate, calls = pool.allocate, []
+
+    def failing(num_bytes: int, token: torch.Tensor) -> int:
+        calls.append(num_bytes)
+        if len(calls) == 3:
+            raise MemoryError
+        return allocate(num_bytes, token)
+
+    monkeypatch.setattr(pool, "allocate", failing)
+    with pytest.raises(MemoryError):
+        made.change(EVERY_OTHER, 0)
+    assert not any(leaf in made for leaf in range(NUM_LEAVES))
+    assert pool.unused_bytes == 0
+    assert made.change(EVERY_OTHER, 0) == list(EVERY_OTHER)
+
+
+def test_where_memory_comes_in_no_pages_residents_move_if_too_much_stays_unused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = SmallPool()
+    pool.page_bytes = 0
+    made = placed(pool)
+    assert made.change(EVERY_OTHER, 0) == []
+    monkeypatch.setattr(placement, "MOST_UNUSED_BYTES", PAGE)
+    assert made.change(range(0, NUM_LEAVES, 4), 0) == list(range(0, NUM_LEAVES, 4))

@@ -15,8 +15,9 @@ from rich.table import Table
 from blockswap.bench import zoo
 from blockswap.bench.compare import Comparison, compare
 from blockswap.bench.head import command_line
+from blockswap.bench.request import BenchRequest
 from blockswap.bench.rows import GIB, Row
-from blockswap.bench.run import BenchRequest, run_bench
+from blockswap.bench.run import run_bench
 from blockswap.errors import ConfigError
 from blockswap.files import PICTURES, check_file
 from blockswap.plot_frontier import plot_frontier

@@ -28,8 +28,8 @@ class Comparison:
         device_bytes, our_device_bytes: what each took of the device at most: the same with what
             PyTorch reserves, such as memory that other streams still use.
         shortest_ms, our_shortest_ms: of the steps that were timed.
-        over_twin, our_over_twin: the step over that of an unhooked twin in the same seconds; None:
-            there was none.
+        over_twin, our_over_twin: of engines that keep all weights, the step over that of an
+            unhooked twin in the same seconds; 0: there was none.
         kind: "streams": ours peaks no higher; "below our smallest": the other needs less than our
             smallest plan, which is set against it; "keeps all": it holds all weights.
     """
@@ -44,8 +44,8 @@ class Comparison:
     kind: Kind
     shortest_ms: float
     our_shortest_ms: float
-    over_twin: float | None = None
-    our_over_twin: float | None = None
+    over_twin: float = 0.0
+    our_over_twin: float = 0.0
     device_bytes: int = 0
     our_device_bytes: int = 0
 
@@ -128,8 +128,8 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
                 kind,
                 _shortest(row),
                 _shortest(best),
-                _over_twin(row) if kind == "keeps all" else None,
-                _over_twin(best) if kind == "keeps all" else None,
+                _over_twin(row) if kind == "keeps all" else 0.0,
+                _over_twin(best) if kind == "keeps all" else 0.0,
                 row.get("peak_device_bytes", 0),
                 best.get("peak_device_bytes", 0),
             )

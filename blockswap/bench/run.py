@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.util
 import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +16,9 @@ from torch import nn
 from blockswap.bench import zoo
 from blockswap.bench.compare import KEEPS_ALL, Comparison, caps_to_run, compare
 from blockswap.bench.core import quiet_core
-from blockswap.bench.engines import NAMES, PEERS, RESIDENT, Engine
+from blockswap.bench.engines import PEERS, RESIDENT, Engine
 from blockswap.bench.head import make_head
+from blockswap.bench.request import MIN_STEPS, BenchRequest
 from blockswap.bench.rows import Row, measure, one_line, smallest_ring_bytes
 from blockswap.bench.timing import (
     UNTIMED_STEPS,
@@ -30,17 +28,21 @@ from blockswap.bench.timing import (
     reset_peaks,
     timed_steps,
 )
-from blockswap.bench.twin import bytes_on_gpu, fresh, place_twin, steps_in_turns
+from blockswap.bench.twin import (
+    bytes_on_gpu,
+    fresh,
+    place_twin,
+    steps_in_turns,
+    time_beside_twin,
+)
 from blockswap.errors import BlockswapError, CapError, ConfigError
 from blockswap.files import whole_file
 from blockswap.progress import Progress
 from blockswap.session import Session
 
 Say = Callable[[str, str], None]
-MIN_STEPS = 2
-# Engines without asynchronous copies need ten seconds and more for a step of a large model.
-SLOW_STEP_S = 1.0
-TIMED_S = 15.0
+# Engines without asynchronous copies need ten seconds and more for a large model's step.
+SLOW_STEP_S, TIMED_S = 1.0, 15.0
 # What engines were seen to raise on models or memory that they cannot handle.
 ENGINE_ERRORS = (
     ArithmeticError,
@@ -53,59 +55,6 @@ ENGINE_ERRORS = (
     TypeError,
     ValueError,
 )
-
-
-@dataclass(frozen=True)
-class BenchRequest:
-    """What to measure.
-
-    Attributes:
-        models: of `blockswap.bench.zoo`.
-        size: "full" as published, or "tiny".
-        engines: names; empty: all that are installed.
-        steps: timed ones of the fast engines.
-        device: where to run.
-        out: the result file.
-    """
-
-    models: tuple[zoo.Kind, ...]
-    size: zoo.Size
-    engines: tuple[str, ...]
-    steps: int
-    device: str
-    out: Path
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.engines if name not in NAMES]
-        if unknown:
-            raise ConfigError(f"unknown engine {unknown[0]}: choose from {', '.join(NAMES)}")
-        strange = [kind for kind in self.models if kind not in zoo.KINDS]
-        if strange:
-            raise ConfigError(f"unknown model {strange[0]}: choose from {', '.join(zoo.KINDS)}")
-        if self.size not in ("tiny", "full"):
-            raise ConfigError(f"unknown size {self.size}: tiny or full")
-        if self.steps < MIN_STEPS:
-            raise ConfigError(f"{self.steps} steps are too few to time: give {MIN_STEPS} or more")
-        if importlib.util.find_spec("diffusers") is None:
-            raise ConfigError("blockswap bench needs diffusers: pip install diffusers")
-        if self.device != "cpu" and not torch.cuda.is_available():
-            raise ConfigError(
-                f"device {self.device}: this machine has no GPU that torch sees; --device cpu runs"
-                " blockswap and the resident model alone"
-            )
-
-    def chosen_engines(self) -> list[Engine]:
-        """Return the engines to run.
-
-        Raises:
-            ConfigError: one was named that is not installed.
-        """
-        if self.device == "cpu":
-            return []  # none of them streams to a CPU
-        for engine in PEERS:
-            if engine.name in self.engines and not engine.is_installed:
-                raise ConfigError(f"{engine.name} needs {engine.package}, which is not installed")
-        return [e for e in PEERS if e.is_installed and e.name in (self.engines or NAMES)]
 
 
 def run_bench(request: BenchRequest, say: Say, command: str) -> list[Comparison]:
@@ -221,10 +170,9 @@ def _run_engine(
             allocated, reserved = peaks()
             of_twin: list[float] = []
             if allocated and allocated >= KEEPS_ALL * resident.peak_allocated_bytes:
-                twin = place_twin(model, resident, request.device)
-                if twin is not None:
-                    times, of_twin, output = steps_in_turns(shell, twin, inputs, steps)
-                del twin
+                beside = time_beside_twin(shell, model, inputs, resident, request.device, steps)
+                if beside is not None:
+                    times, of_twin, output = beside
         except ENGINE_ERRORS as error:  # the others still run
             return row | {"status": f"failed: {type(error).__name__}: {str(error)[:200]}"}
         finally:
@@ -243,12 +191,8 @@ def _run_engine(
                 "setup_s": setup_s,
                 "bit_identical": torch.equal(output, resident.output),
             }
-            | _about(of_twin)
+            | ({"twin_ms": statistics.median(of_twin)} if of_twin else {})
         )
-
-
-def _about(of_twin: list[float]) -> Row:
-    return {"twin_ms": statistics.median(of_twin)} if of_twin else {}
 
 
 def _warm_up(model: nn.Module, inputs: dict[str, Any], steps: int) -> int:
@@ -275,18 +219,20 @@ def _run_ours(
     where = {"device": request.device}
     is_too_small = False
     of_twin: list[float] = []
-    keeps_all = options.get("offload") == 0
-    twin = place_twin(model, resident, request.device) if keeps_all else None
+    twin: nn.Module | None = None
 
-    def timer(ours: nn.Module, _: Session) -> tuple[list[float], Any, Resident]:
+    def timer(shell: nn.Module, _: Session) -> tuple[list[float], Any, Resident]:
         if twin is None:
             with quiet_core():
-                return (*timed_steps(ours, inputs, request.steps), resident)
-        times, some, output = steps_in_turns(ours, twin, inputs, request.steps)
+                return (*timed_steps(shell, inputs, request.steps), resident)
+        times, some, output = steps_in_turns(shell, twin, inputs, request.steps)
         of_twin.extend(some)
         return times, output, resident
 
     try:
+        if options.get("offload") == 0:
+            whole = resident.peak_device_bytes
+            twin = place_twin(model, resident, request.device, to_come=whole)
         row = measure(
             fresh(model),
             inputs,
@@ -296,7 +242,7 @@ def _run_ours(
             beside=bytes_on_gpu(twin),
             timer=timer,
         )
-        row |= _about(of_twin)
+        row |= {"twin_ms": statistics.median(of_twin)} if of_twin else {}
     except CapError as error:
         is_too_small = options.get("mode") != "layerwise"
         row = {"engine": "blockswap", "status": f"refused: {error}"}

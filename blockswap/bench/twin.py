@@ -24,21 +24,54 @@ def fresh(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, dict(own))
 
 
-def place_twin(model: nn.Module, resident: Resident, device: str) -> nn.Module | None:
+def place_twin(
+    model: nn.Module, resident: Resident, device: str, to_come: int = 0
+) -> nn.Module | None:
     """Return the model unhooked on a device.
 
     None where the device has no room for another one, or where steps are so long that two engines
     can be measured one after the other.
+
+    Args:
+        model: in host memory.
+        resident: the same, measured.
+        device: where to.
+        to_come: bytes that the engine is yet to take there.
     """
     if resident.step_ms > LONG_STEP_MS:
         return None
     if device != "cpu":
         free = torch.cuda.mem_get_info(torch.device(device))[0]
-        if free < resident.peak_device_bytes + SPARE_BYTES:
+        if free < resident.peak_device_bytes + to_come + SPARE_BYTES:
             return None
     twin = fresh(model)
     RESIDENT.put(twin, torch.device(device), {})
     return twin
+
+
+def time_beside_twin(
+    shell: nn.Module,
+    model: nn.Module,
+    inputs: dict[str, Any],
+    resident: Resident,
+    device: str,
+    turns: int,
+) -> tuple[list[float], list[float], Any] | None:
+    """Return what `steps_in_turns` does with a twin that is there for no longer; None: no room.
+
+    Args:
+        shell: as an engine has placed it.
+        model: the same in host memory.
+        inputs: on the device.
+        resident: the same, measured.
+        device: where the twin is to be.
+        turns: how many.
+    """
+    try:
+        twin = place_twin(model, resident, device)
+        return None if twin is None else steps_in_turns(shell, twin, inputs, turns)
+    except torch.OutOfMemoryError:
+        return None
 
 
 def bytes_on_gpu(twin: nn.Module | None) -> int:
@@ -63,10 +96,12 @@ def steps_in_turns(
     of_twin: list[float] = []
     output: Any = None
     core = Core()
-    for _ in range(turns):
-        core.choose()
-        of_twin += timed_steps(twin, inputs, STEPS_OF_TURN)[0][1:]
-        some, output = timed_steps(model, inputs, STEPS_OF_TURN)
-        times += some[1:]
-    core.free()
+    try:
+        for _ in range(turns):
+            core.choose()
+            of_twin += timed_steps(twin, inputs, STEPS_OF_TURN)[0][1:]
+            some, output = timed_steps(model, inputs, STEPS_OF_TURN)
+            times += some[1:]
+    finally:
+        core.free()
     return times, of_twin, output

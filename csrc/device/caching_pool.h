@@ -108,6 +108,8 @@ class CachingPool {
   // A lower limit gives back what can be given back now; allocations are held to it at once.
   void set_limit(int64_t bytes);
   void set_on_pressure(Pressure pressure);
+  // What is mapped and given back at least; 0 where that depends on what was asked for.
+  int64_t page_bytes() const { return pages_->is_sparse() ? pages_->granularity_bytes() : 0; }
   // The device's memory; INT64_MAX where it is not known.
   int64_t total_bytes() const { return pages_->total_bytes(); }
 

@@ -43,6 +43,7 @@ class Pool {
   int64_t give_back() { return pool_->trim(0); }
 
   int64_t bytes() const { return bytes_; }
+  int64_t page_bytes() const { return pool_->page_bytes(); }
   // Mapped for whoever asks next, this session or another user of the same pool.
   int64_t unused_bytes() const {
     const PoolStats stats = pool_->stats();

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockswap.bench.run import BenchRequest, run_bench
+from blockswap.bench.request import BenchRequest
+from blockswap.bench.run import run_bench
 
 pytestmark = pytest.mark.gpu
 
