@@ -76,7 +76,7 @@ MUTANTS = [
     Mutant(
         "compute waits for a fetch that is not issued yet",
         "engine_fetch.cpp",
-        "fetch_thread_->wait_issued(fetch);",
+        "wait_issued(fetch);",
         ";",
         "engine_bounce",
     ),
