@@ -31,8 +31,7 @@ struct Change {
 // Ties parameters to their two addresses: the host image outside a forward, the device address
 // inside one. Both are tensors with a Storage of their own, of exactly the parameter's size;
 // binding copies their metadata into the parameter, which stays the same object with the same
-// version. Not thread-safe; the GIL is held, except in fill() and
-// rearrange().
+// version. Not thread-safe; the GIL is held, except in fill() and rearrange().
 class Binding {
  public:
   Binding(at::Tensor token, std::shared_ptr<Engine> engine);

@@ -19,6 +19,8 @@ from blockswap.bench.timing import Resident
 from blockswap.bench.twin import place_twin, steps_in_turns
 from blockswap.errors import ConfigError
 
+CORES = os.sched_getaffinity(0)  # before any test could keep one
+
 # ---- running ------------------------------------------------------------------------------------
 
 
@@ -184,8 +186,6 @@ def test_a_model_with_long_steps_gets_no_twin() -> None:
 
 
 def test_a_turn_that_fails_leaves_the_thread_its_cores() -> None:
-    cores = os.sched_getaffinity(0)
-
     def fails(*_: Any) -> None:
         raise RuntimeError("no step")
 
@@ -193,7 +193,7 @@ def test_a_turn_that_fails_leaves_the_thread_its_cores() -> None:
     model.register_forward_pre_hook(fails)
     with pytest.raises(RuntimeError, match="no step"):
         steps_in_turns(model, model, {"input": torch.ones(1, 2)}, 2)
-    assert os.sched_getaffinity(0) == cores
+    assert os.sched_getaffinity(0) == CORES
 
 
 # ---- bad input ----------------------------------------------------------------------------------

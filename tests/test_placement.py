@@ -62,6 +62,11 @@ def placed(pool: SmallPool, free: int | None = None) -> Placement:
 EVERY_OTHER = range(0, NUM_LEAVES, 2)
 
 
+@pytest.fixture
+def one_page_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "MOST_UNUSED_BYTES", PAGE)
+
+
 def test_residents_stay_where_they_are_if_little_lies_between_them() -> None:
     pool = SmallPool()
     made = placed(pool)
@@ -70,10 +75,8 @@ def test_residents_stay_where_they_are_if_little_lies_between_them() -> None:
     assert [made.address(leaf) for leaf in EVERY_OTHER] == before
 
 
-def test_residents_with_too_much_between_them_move_into_pages_that_were_mapped_before(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(placement, "MOST_UNUSED_BYTES", PAGE)
+@pytest.mark.usefixtures("one_page_is_too_much")
+def test_residents_with_too_much_between_them_move_into_pages_that_were_mapped_before() -> None:
     pool = SmallPool()
     made = placed(pool)
     assert made.change(EVERY_OTHER, PAGE) == list(EVERY_OTHER)  # they need their images again
@@ -83,10 +86,8 @@ def test_residents_with_too_much_between_them_move_into_pages_that_were_mapped_b
     assert pool.unused_bytes < 2 * PAGE
 
 
-def test_pages_that_are_mapped_already_are_not_asked_of_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(placement, "MOST_UNUSED_BYTES", PAGE)
+@pytest.mark.usefixtures("one_page_is_too_much")
+def test_pages_that_are_mapped_already_are_not_asked_of_others() -> None:
     made = placed(SmallPool(), free=0)
     made._memory.flushes.clear()  # type: ignore[attr-defined]
     made.change(EVERY_OTHER, 0)
@@ -95,10 +96,10 @@ def test_pages_that_are_mapped_already_are_not_asked_of_others(
     assert made._memory.flushes == ["flush"]  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("one_page_is_too_much")
 def test_a_move_that_finds_no_memory_keeps_no_page_and_no_resident(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(placement, "MOST_UNUSED_BYTES", PAGE)
     pool = SmallPool()
     made = placed(pool)
     allocate, calls = pool.allocate, []
