@@ -2,7 +2,8 @@
 
 Replays what denoising steps allocate and free, in C++, on both: steps of a transformer that are
 made up, or forwards of a model that PyTorch recorded. Ours is replayed a second time with a ledger
-of all blocks, which refuses overlaps. On a machine without a GPU the pool's pages are host memory,
+of all blocks, which refuses overlaps, and once more in a process of its own where PyTorch asks it
+for all memory. On a machine without a GPU the pool's pages are host memory,
 there is no allocator of PyTorch's to compare with, and none to record.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch
 
 from benchmarks import command_line
 from benchmarks.traces import make_trace, num_streams, record_forwards, rows_of
-from blockswap import _C
+from blockswap import _C, memory
 from blockswap.bench import zoo
 from blockswap.bench.head import make_head
 
@@ -46,6 +48,14 @@ def make_pool(device: str) -> _C.CachingPool:
     else:
         pages = _C.make_host_pages(TOTAL_BYTES_ON_HOST)
     return _C.CachingPool(_C.make_device(device, 0), pages)
+
+
+def replay_installed(trace: torch.Tensor, repeats: int, device: str) -> float:
+    """Return the seconds of a trace where the pool is PyTorch's allocator."""
+    memory.install()
+    torch.cuda.init()  # type: ignore[no-untyped-call]
+    _C.replay_on_torch(trace, 1, device)
+    return _C.replay_on_torch(trace, repeats, device)
 
 
 def measure(device: str, trace: torch.Tensor, repeats: int) -> Iterator[dict[str, Any]]:
@@ -82,16 +92,26 @@ def measure(device: str, trace: torch.Tensor, repeats: int) -> Iterator[dict[str
             "peak_reserved_bytes": torch.cuda.max_memory_reserved() - before,
             "reserved_before_bytes": before,
         }
+        torch.cuda.empty_cache()
+        spawn = multiprocessing.get_context("spawn")  # a fork would share this process's CUDA
+        with spawn.Pool(1) as processes:
+            seconds = processes.apply(replay_installed, (trace, repeats, name))
+        yield {
+            "allocator": "install",
+            **common,
+            "us_per_operation": 1e6 * seconds / num_operations,
+        }
 
 
 def compare(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what ours takes of PyTorch's memory and time, from a row of each."""
-    if len(rows) < 2:
+    """Return what ours takes of PyTorch's memory and time, by itself and through PyTorch."""
+    if len(rows) < 3:
         return {}
-    ours, theirs = rows
+    ours, theirs, installed = rows
     return {
         "reserved_ratio": ours["peak_reserved_bytes"] / theirs["peak_reserved_bytes"],
         "time_ratio": ours["us_per_operation"] / theirs["us_per_operation"],
+        "installed_time_ratio": installed["us_per_operation"] / theirs["us_per_operation"],
     }
 
 

@@ -85,7 +85,7 @@ measure() {
     case $what in
       tests | tests:*)
         named=${what#tests} named=${named#:}
-        limited "${TESTS_S:-400}" $PYTHON -m pytest -q --maxfail=8 -m gpu ${named:+-k "$named"} tests/gpu tests/test_ops.py ||
+        limited "${TESTS_S:-400}" $PYTHON -m pytest -q --maxfail=8 --durations=12 -m gpu ${named:+-k "$named"} tests/gpu tests/test_ops.py ||
           failed=1 ;;
       multi) limited 260 $PYTHON -m pytest -q -m multi_gpu tests || failed=1 ;;
       models:*)

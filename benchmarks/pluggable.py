@@ -1,9 +1,10 @@
 """PyTorch on the caching pool while a model streams: `python -m benchmarks.pluggable --help`.
 
 The same model in three processes, half of its leaves streamed: on PyTorch's allocator, with the
-pool as the allocator of the process, and with steps in a MemPool of the pool's. Compared are the
-time of a step and every byte of the output, and the pool's figures are balanced. Under `install()`
-a forward then needs more than residents leave, and must run again without them.
+pool as the allocator of the process, and with steps in a MemPool of the pool's. They take turns, so
+that a host whose pace drifts slows all alike. Compared are the time of a step and every byte of the
+output, and the pool's figures are balanced. Under `install()` a forward then needs more than
+residents leave, and must run again without them.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ import argparse
 import contextlib
 import hashlib
 import json
-import statistics
-import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ from torch import nn
 import blockswap
 from benchmarks import command_line
 from benchmarks.accounts import Account, blocks_in_use, bytes_inside, live_blocks
+from benchmarks.workers import Order, Worker, compare, run_in_turns
 from blockswap import memory
 from blockswap.bench import zoo
-from blockswap.bench.core import Core
+from blockswap.bench.core import quiet_core
 from blockswap.bench.head import make_head
 from blockswap.bench.rows import MAX_LEARNING_STEPS, WARM_STEPS, Row
 from blockswap.bench.timing import timed_steps
@@ -38,7 +39,7 @@ from blockswap.blocks import find_blocks
 PLAIN, INSTALLED, POOLED = "torch", "install", "pool"
 ALLOCATORS = (PLAIN, INSTALLED, POOLED)
 GIB = 2**30
-SPELLS = 6
+TURNS = 10
 # The cap of the burst: half of the leaves, and so much for activations.
 ACTIVATION_BYTES = 2 * GIB
 
@@ -80,28 +81,27 @@ class Child:
         self._inputs = zoo.make_inputs(kind, self._model, device, dtype, 1)  # type: ignore[arg-type]
         self._pool = memory.pool() if allocator == POOLED else None
 
-    def run(self, steps: int) -> Row:
-        """Return the row of a session that streams half."""
+    @contextlib.contextmanager
+    def streamed(self) -> Iterator[Row]:
+        """Stream half meanwhile; gives the row of that, without times."""
         offload = f"{blockswap.leaf_bytes(self._model) // 2}B"
         with blockswap.attach(self._model, offload=offload) as session:
             self._learn(session)
-            times, output = self._time(steps)
+            self._output = self._step(**self._inputs)[0]
             row: Row = {
                 "allocator": self._allocator,
-                "step_ms": statistics.median(times),
-                "step_ms_min": min(times),
-                "step_ms_max": max(times),
                 "streamed_bytes": session.report().streamed_bytes,
-                "sha256": digest(output),
+                "sha256": digest(self._output),
             }
-            if self._allocator != PLAIN:
-                row |= self._balance(session)
-        if self._allocator == INSTALLED:
-            try:
-                row["burst"] = self._burst(output)
-            except (blockswap.BlockswapError, torch.OutOfMemoryError) as error:
-                row["burst"] = {"status": f"{type(error).__name__}: {error}"}
-        return row
+            yield row | ({} if self._allocator == PLAIN else self._balance(session))
+
+    def spell(self, steps: int) -> list[float]:
+        """Return ms of so many steps on the core that is fastest now."""
+        with quiet_core():
+            times, output = timed_steps(self._step, self._inputs, steps + 1)  # type: ignore[arg-type]
+        if not torch.equal(output, self._output):
+            raise blockswap.BlockswapError("a step changed the output")
+        return times[1:]
 
     def _step(self, **inputs: Any) -> Any:
         """Run one step; a MemPool is open for no longer, since PyTorch frees no cache meanwhile."""
@@ -118,19 +118,6 @@ class Child:
                 break
         for _ in range(WARM_STEPS):
             self._step(**self._inputs)
-
-    def _time(self, steps: int) -> tuple[list[float], Any]:
-        """Return ms of the steps of the quietest spell, each on the fastest core, and the output.
-
-        Three processes cannot take turns, and a host's pace drifts.
-        """
-        core, spells = Core(), []
-        for _ in range(SPELLS):
-            core.choose()
-            times, output = timed_steps(self._step, self._inputs, steps)  # type: ignore[arg-type]
-            spells.append(times[1:])
-        core.free()
-        return min(spells, key=statistics.median), output
 
     def _balance(self, session: blockswap.Session) -> Row:
         """Return the pool's figures beside what tensors and the driver say."""
@@ -154,7 +141,7 @@ class Child:
         row["balanced"] = account.is_balanced
         return row
 
-    def _burst(self, expected: torch.Tensor) -> Row:
+    def burst(self) -> Row:
         """Return what became of a forward that needed what residents hold.
 
         The process may map no more than a small card has; the session keeps to the same cap with
@@ -190,66 +177,48 @@ class Child:
             "ooms": after.ooms,
             "ladder": after.ladder,
             "peak_device_bytes": after.peak_device_bytes,
-            "bit_identical": torch.equal(output, expected),
+            "bit_identical": torch.equal(output, self._output),
             "limit_is_back": limit_is_back,
             "shed": after.ladder == {"shed": 1} and before.ooms == 0,
         }
 
 
-def compare(rows: list[Row]) -> list[Row]:
-    """Return the rows with each one's time and output beside those on PyTorch's allocator."""
-    plain = next((row for row in rows if row["allocator"] == PLAIN), None)
-    if plain is None or "step_ms" not in plain:
-        return rows
-    return [
-        row
-        | {
-            "step_ratio": row["step_ms"] / plain["step_ms"],
-            "identical": row["sha256"] == plain["sha256"],
-        }
-        if "step_ms" in row
-        else row
-        for row in rows
-    ]
-
-
-def run_child(allocator: str, options: argparse.Namespace) -> Row:
-    """Return the row of a process of its own, or how it failed."""
-    if allocator != PLAIN and not torch.cuda.is_available():
-        return {"allocator": allocator, "status": "skipped: the pool serves PyTorch on a GPU"}
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "row.json"
-        command = [sys.executable, "-m", "benchmarks.pluggable", "--child", allocator]
-        given = [f"--{name}={getattr(options, name)}" for name in ("model", "size", "steps")]
-        done = subprocess.run([*command, *given, f"--out={out}"], check=False)
-        status = f"failed: exit status {done.returncode}" if done.returncode else "ok"
-        row: Row = json.loads(out.read_text()) if out.exists() else {}  # it may fail at its end
-    return {"allocator": allocator, "status": status} | row
+def work(parent: Connection, allocator: str, options: argparse.Namespace) -> None:
+    """Stream in this process, as a `Worker` does; the burst comes last."""
+    with torch.no_grad():
+        child = Child(allocator, options.model, options.size)
+        with child.streamed() as row:
+            parent.send(row)
+            while parent.recv() == Order.SPELL:
+                parent.send(child.spell(options.steps))
+        parent.send({"burst": child.burst()} if allocator == INSTALLED else {})
 
 
 def main() -> None:
-    """Measure one model in three processes, or be one of them."""
+    """Measure one model in three processes."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--model", default="flux", choices=zoo.KINDS)
     parser.add_argument("--size", default="full", choices=["full", "tiny"])
-    parser.add_argument("--steps", type=int, default=6, help="in each spell")
-    parser.add_argument("--child", choices=ALLOCATORS, help="run that one in this process")
+    parser.add_argument("--steps", type=int, default=6, help="in each turn")
+    parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    if options.child:
-        with torch.no_grad():
-            row = Child(options.child, options.model, options.size).run(options.steps)
-        options.out.write_text(json.dumps(row, default=str))
-        return
+    given = ALLOCATORS if torch.cuda.is_available() else (PLAIN,)
     rows: list[Row] = []
-    failed = False
-    for allocator in ALLOCATORS:
-        rows.append({"model": options.model} | run_child(allocator, options))
-        failed = failed or rows[-1]["status"].startswith("failed")
-        print(json.dumps(compare(rows)[-1]), flush=True)
+    # One after the other: while a child starts, the others hold what they hold, and the driver's
+    # figures are about the new one.
+    workers = [Worker({"allocator": each}, work, each, options) for each in given]
+    run_in_turns(workers, options.turns)
+    for row in compare([worker.end() for worker in workers]):
+        rows.append({"model": options.model} | row)
+        print(json.dumps(rows[-1]), flush=True)
+    rows += [
+        {"allocator": allocator, "status": "skipped: the pool serves PyTorch on a GPU"}
+        for allocator in ALLOCATORS[len(given) :]
+    ]
     head = make_head(command_line(sys.argv))
-    options.out.write_text(json.dumps(head | {"rows": compare(rows)}, indent=1) + "\n")
-    sys.exit(failed)
+    options.out.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n")
+    sys.exit(any(row["status"].startswith("failed") for row in rows))
 
 
 if __name__ == "__main__":

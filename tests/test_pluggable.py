@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.accounts import Account, Block, blocks_in_use, bytes_inside, live_blocks
-from benchmarks.pluggable import compare, digest
+from benchmarks.pluggable import digest
+from benchmarks.workers import Order, Worker, compare, run_in_turns
 from blockswap import _C
+from blockswap.bench.rows import Row
 
 BALANCED = Account(
     allocated=10_000,
@@ -83,21 +88,57 @@ def test_a_digest_is_that_of_the_bytes() -> None:
     assert digest(torch.tensor([0.0])) != digest(torch.tensor([-0.0]))
 
 
-def row(allocator: str, step_ms: float, sha256: str) -> dict[str, object]:
-    return {"allocator": allocator, "status": "ok", "step_ms": step_ms, "sha256": sha256}
+def row(allocator: str, spells_ms: list[float], sha256: str) -> Row:
+    return {"allocator": allocator, "status": "ok", "spells_ms": spells_ms, "sha256": sha256}
 
 
-def test_rows_are_set_beside_that_of_pytorchs_allocator() -> None:
+def test_rows_are_set_beside_the_first_turn_by_turn() -> None:
     failed = {"allocator": "pool", "status": "failed: exit status 1"}
-    rows = compare([row("torch", 100.0, "a"), row("install", 102.0, "b"), failed])
+    drifting = row("torch", [100.0, 200.0, 50.0], "a")
+    rows = compare([drifting, row("install", [102.0, 204.0, 80.0], "b"), failed])
     assert [one.get("step_ratio") for one in rows] == [1.0, 1.02, None]
     assert [one.get("identical") for one in rows] == [True, False, None]
 
 
-def test_without_that_row_nothing_is_claimed() -> None:
-    failed = {"allocator": "torch", "status": "failed: exit status 1"}
-    rows = [failed, row("install", 102.0, "b")]
+def test_without_times_of_the_first_nothing_is_claimed() -> None:
+    failed: Row = {"allocator": "torch", "status": "failed: exit status 1"}
+    rows = [failed, row("install", [102.0], "b")]
     assert compare(rows) == rows
+
+
+def times_steps(parent: Connection, log: Path, name: str, dies_at: int) -> None:
+    parent.send({"sha256": name})
+    for spell in itertools.count():
+        if parent.recv() == Order.END:
+            break
+        if spell == dies_at:
+            os._exit(3)
+        with log.open("a") as lines:
+            lines.write(name)
+        parent.send([10.0 * spell, 30.0 * spell, 20.0 * spell])
+    parent.send({"last": name})
+
+
+def test_workers_time_their_steps_in_turns_and_say_something_last(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    workers = [Worker({"name": name}, times_steps, log, name, 9) for name in "ab"]
+    run_in_turns(workers, 3)
+    first, second = (worker.end() for worker in workers)
+    assert log.read_text() == "abbaab"
+    assert first["last"] == "a" and second["last"] == second["name"] == "b"
+    assert first["spells_ms"] == [0.0, 20.0, 40.0]
+    assert (first["step_ms_min"], first["step_ms"], first["step_ms_max"]) == (0.0, 20.0, 60.0)
+    assert first["status"] == "ok"
+
+
+def test_a_worker_that_dies_is_told_of_and_the_others_go_on(tmp_path: Path) -> None:
+    workers = [
+        Worker({}, times_steps, tmp_path / "log", name, dies) for name, dies in (("a", 1), ("b", 9))
+    ]
+    run_in_turns(workers, 3)
+    dead, alive = (worker.end() for worker in workers)
+    assert dead["status"] == "failed: exit status 3" and dead["spells_ms"] == [0.0]
+    assert alive["status"] == "ok" and len(alive["spells_ms"]) == 3
 
 
 @pytest.mark.slow

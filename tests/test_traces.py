@@ -105,10 +105,14 @@ def test_the_scale_is_that_of_sizes() -> None:
     assert trace.as_tensor().tolist() == [[0, 50], [0, 0]]
 
 
-def test_ratios_are_ours_over_theirs_and_need_both() -> None:
+def test_ratios_are_ours_over_theirs_and_need_all_rows() -> None:
     ours = {"peak_reserved_bytes": 105, "us_per_operation": 0.4}
     theirs = {"peak_reserved_bytes": 100, "us_per_operation": 0.2}
-    assert compare([ours, theirs]) == {"reserved_ratio": 1.05, "time_ratio": 2.0}
+    assert compare([ours, theirs, {"us_per_operation": 0.5}]) == {
+        "reserved_ratio": 1.05,
+        "time_ratio": 2.0,
+        "installed_time_ratio": 2.5,
+    }
     assert compare([ours]) == {}
 
 

@@ -8,8 +8,8 @@
 namespace blockswap {
 namespace {
 
-// A mark costs the host 0.3 us, a kernel that fills so much memory about 20 us.
-constexpr int64_t kBytesPerMark = int64_t{32} << 20;
+// A mark is two calls of the driver; kernels that fill so much memory take at least 30 us.
+constexpr int64_t kBytesPerMark = int64_t{128} << 20;
 // When the host is so far ahead, it learns less often what is over.
 constexpr size_t kMostMarks = 64;
 // An idle stream reaches its mark within some 10 us; a look takes half of one.
