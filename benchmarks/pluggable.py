@@ -27,10 +27,10 @@ from torch import nn
 import blockswap
 from benchmarks import command_line
 from benchmarks.accounts import Account, blocks_in_use, bytes_inside, live_blocks
-from benchmarks.workers import Order, Worker, compare, run_in_turns
+from benchmarks.workers import Worker, compare, run_in_turns
 from blockswap import memory
 from blockswap.bench import zoo
-from blockswap.bench.core import quiet_core
+from blockswap.bench.core import on_core
 from blockswap.bench.head import make_head
 from blockswap.bench.rows import MAX_LEARNING_STEPS, WARM_STEPS, Row
 from blockswap.bench.timing import timed_steps
@@ -39,7 +39,7 @@ from blockswap.blocks import find_blocks
 PLAIN, INSTALLED, POOLED = "torch", "install", "pool"
 ALLOCATORS = (PLAIN, INSTALLED, POOLED)
 GIB = 2**30
-TURNS = 10
+TURNS = 20
 # The cap of the burst: half of the leaves, and so much for activations.
 ACTIVATION_BYTES = 2 * GIB
 
@@ -95,9 +95,9 @@ class Child:
             }
             yield row | ({} if self._allocator == PLAIN else self._balance(session))
 
-    def spell(self, steps: int) -> list[float]:
-        """Return ms of so many steps on the core that is fastest now."""
-        with quiet_core():
+    def spell(self, steps: int, core: int | None) -> list[float]:
+        """Return ms of so many steps on that core."""
+        with on_core(core):
             times, output = timed_steps(self._step, self._inputs, steps + 1)  # type: ignore[arg-type]
         if not torch.equal(output, self._output):
             raise blockswap.BlockswapError("a step changed the output")
@@ -189,8 +189,8 @@ def work(parent: Connection, allocator: str, options: argparse.Namespace) -> Non
         child = Child(allocator, options.model, options.size)
         with child.streamed() as row:
             parent.send(row)
-            while parent.recv() == Order.SPELL:
-                parent.send(child.spell(options.steps))
+            while order := parent.recv():
+                parent.send(child.spell(options.steps, order.core))
         parent.send({"burst": child.burst()} if allocator == INSTALLED else {})
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import enum
+import contextlib
+import itertools
 import multiprocessing
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from blockswap.bench.core import fastest_core
 from blockswap.bench.rows import Row
 
 
-class Order(enum.Enum):
-    """What a child does next."""
+@dataclass(frozen=True)
+class Spell:
+    """Asks a worker for ms of some steps, timed on a core; None: anywhere."""
 
-    SPELL = "time some steps"
-    END = "stream no more"
+    core: int | None
 
 
 class Worker:
@@ -24,7 +27,7 @@ class Worker:
     Args:
         row: what is known of it before.
         target: a function of the link to us and `args`. It sends a row, then ms of each step for
-            each `Order.SPELL`, and for `Order.END` what is known last, a row again.
+            each `Spell`, and for None what is known last, a row again.
 
     Attributes:
         row: what is known of it.
@@ -41,16 +44,16 @@ class Worker:
         self.row = row | {"status": "ok"}
         self.is_alive = True
         self.spells: list[list[float]] = []
-        self.row |= self._answer() or {}
+        self.row |= self._hear() or {}
 
-    def take_turn(self) -> None:
+    def take_turn(self, core: int | None = None) -> None:
         """Time a spell."""
-        if times := self._answer(Order.SPELL):
+        if times := self._ask(Spell(core)):
             self.spells.append(times)
 
     def end(self) -> Row:
         """Return its whole row when it has ended."""
-        self.row |= self._answer(Order.END) or {}
+        self.row |= self._ask(None) or {}
         self._process.join()
         self._note_exit()
         if self.spells:
@@ -63,12 +66,16 @@ class Worker:
             }
         return self.row
 
-    def _answer(self, order: Order | None = None) -> Any:
+    def _ask(self, order: Spell | None) -> Any:
+        if self.is_alive:
+            with contextlib.suppress(OSError):  # it has died: nothing is heard
+                self._link.send(order)
+        return self._hear()
+
+    def _hear(self) -> Any:
         if not self.is_alive:
             return None
         try:
-            if order:
-                self._link.send(order)
             return self._link.recv()
         except (EOFError, OSError):
             self.is_alive = False
@@ -81,32 +88,46 @@ class Worker:
             self.row["status"] = f"failed: exit status {self._process.exitcode}"
 
 
-def run_in_turns(workers: Sequence[Worker], turns: int) -> None:
-    """Time all, one after the other, so many times; each second turn in reverse order."""
-    for turn in range(turns):
-        for worker in workers if turn % 2 == 0 else reversed(workers):
-            worker.take_turn()
+def quiet_turns(pace: Sequence[float]) -> list[int]:
+    """Return the turns in which the host was fastest, before and after, most quiet first.
+
+    Args:
+        pace: ms of what shows it: before each turn, and after the last.
+    """
+    slower = [max(pair) for pair in itertools.pairwise(pace)]
+    return sorted(range(len(slower)), key=slower.__getitem__)
 
 
 def compare(rows: Sequence[Row]) -> list[Row]:
     """Return the rows with each one's time and output beside those of the first.
 
-    Times are compared turn by turn; the middle one counts. If the first has none, nothing is
-    claimed.
+    Times are compared in the turns in which the first was fastest, before and after; what the
+    others took plays no part in that. If the first has no times, nothing is claimed.
     """
     first = rows[0]
     if "spells_ms" not in first:
         return list(rows)
+    pace = first["spells_ms"]
+    counted = quiet_turns(pace)[: max(1, (len(pace) - 1) // 2)]
+
+    def over_first(spells: Sequence[float]) -> float:
+        return statistics.median(2 * spells[i] / (pace[i] + pace[i + 1]) for i in counted)
+
     return [
         row
         | {
-            "step_ratio": statistics.median(
-                ours / theirs
-                for ours, theirs in zip(row["spells_ms"], first["spells_ms"], strict=False)
-            ),
+            "step_ratio": over_first(row["spells_ms"]),
             "identical": row["sha256"] == first["sha256"],
         }
-        if "spells_ms" in row
+        if len(row.get("spells_ms", ())) >= len(pace) - 1
         else row
         for row in rows
     ]
+
+
+def run_in_turns(workers: Sequence[Worker], turns: int) -> None:
+    """Time all, one after the other on the same core, so many times; the first also at the end."""
+    for turn in range(turns + 1):
+        core = fastest_core()
+        for worker in workers if turn < turns else workers[:1]:
+            worker.take_turn(core)

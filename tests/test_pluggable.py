@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.accounts import Account, Block, blocks_in_use, bytes_inside, live_blocks
 from benchmarks.pluggable import digest
-from benchmarks.workers import Order, Worker, compare, run_in_turns
+from benchmarks.workers import Worker, compare, quiet_turns, run_in_turns
 from blockswap import _C
 from blockswap.bench.rows import Row
 
@@ -92,12 +92,21 @@ def row(allocator: str, spells_ms: list[float], sha256: str) -> Row:
     return {"allocator": allocator, "status": "ok", "spells_ms": spells_ms, "sha256": sha256}
 
 
-def test_rows_are_set_beside_the_first_turn_by_turn() -> None:
+def test_the_turns_count_in_which_the_host_was_fast_before_and_after() -> None:
+    assert quiet_turns([60.0, 61.0, 90.0, 62.0, 62.5]) == [0, 3, 1, 2]
+
+
+def test_rows_are_set_beside_the_first_in_its_quietest_turns() -> None:
     failed = {"allocator": "pool", "status": "failed: exit status 1"}
-    drifting = row("torch", [100.0, 200.0, 50.0], "a")
-    rows = compare([drifting, row("install", [102.0, 204.0, 80.0], "b"), failed])
-    assert [one.get("step_ratio") for one in rows] == [1.0, 1.02, None]
+    first = row("torch", [100.0, 100.0, 200.0, 104.0, 96.0], "a")
+    rows = compare([first, row("install", [102.0, 500.0, 500.0, 102.0], "b"), failed])
+    assert [one.get("step_ratio") for one in rows[1:]] == [1.02, None]
     assert [one.get("identical") for one in rows] == [True, False, None]
+
+
+def test_a_row_that_missed_turns_is_not_compared() -> None:
+    rows = compare([row("torch", [100.0] * 5, "a"), row("install", [100.0] * 3, "a")])
+    assert "step_ratio" not in rows[1]
 
 
 def test_without_times_of_the_first_nothing_is_claimed() -> None:
@@ -109,8 +118,9 @@ def test_without_times_of_the_first_nothing_is_claimed() -> None:
 def times_steps(parent: Connection, log: Path, name: str, dies_at: int) -> None:
     parent.send({"sha256": name})
     for spell in itertools.count():
-        if parent.recv() == Order.END:
+        if (order := parent.recv()) is None:
             break
+        assert order.core is None or order.core in os.sched_getaffinity(0)
         if spell == dies_at:
             os._exit(3)
         with log.open("a") as lines:
@@ -124,10 +134,11 @@ def test_workers_time_their_steps_in_turns_and_say_something_last(tmp_path: Path
     workers = [Worker({"name": name}, times_steps, log, name, 9) for name in "ab"]
     run_in_turns(workers, 3)
     first, second = (worker.end() for worker in workers)
-    assert log.read_text() == "abbaab"
+    assert second["spells_ms"] == [0.0, 20.0, 40.0]
+    assert log.read_text() == "abababa"
     assert first["last"] == "a" and second["last"] == second["name"] == "b"
-    assert first["spells_ms"] == [0.0, 20.0, 40.0]
-    assert (first["step_ms_min"], first["step_ms"], first["step_ms_max"]) == (0.0, 20.0, 60.0)
+    assert first["spells_ms"] == [0.0, 20.0, 40.0, 60.0]
+    assert (first["step_ms_min"], first["step_ms"], first["step_ms_max"]) == (0.0, 25.0, 90.0)
     assert first["status"] == "ok"
 
 

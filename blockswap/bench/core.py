@@ -22,16 +22,8 @@ class Core:
 
     def choose(self) -> None:
         """Move to the core that is fastest now."""
-
-        def seconds_on(core: int) -> float:
-            os.sched_setaffinity(0, {core})
-            begin = time.perf_counter()
-            for _ in range(ROUNDS):
-                sum(range(100_000))
-            return time.perf_counter() - begin
-
         if self._cores:
-            os.sched_setaffinity(0, {min(self._cores, key=seconds_on)})
+            os.sched_setaffinity(0, {min(self._cores, key=_seconds_on)})
 
     def free(self) -> None:
         """Let the thread run anywhere again."""
@@ -39,12 +31,38 @@ class Core:
             os.sched_setaffinity(0, self._cores)
 
 
-@contextlib.contextmanager
-def quiet_core() -> Iterator[None]:
-    """Keep this thread on the core that is fastest at the block's begin."""
+def _seconds_on(core: int) -> float:
+    """Return what some work takes there; this thread is bound to it from then on."""
+    os.sched_setaffinity(0, {core})
+    begin = time.perf_counter()
+    for _ in range(ROUNDS):
+        sum(range(100_000))
+    return time.perf_counter() - begin
+
+
+def fastest_core() -> int | None:
+    """Return the core that is fastest now; None where no thread can be bound."""
     core = Core()
     core.choose()
+    bound = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    core.free()
+    return min(bound, default=None)
+
+
+@contextlib.contextmanager
+def on_core(core: int | None) -> Iterator[None]:
+    """Keep this thread there meanwhile; None: where it likes."""
+    free = Core().free
+    if core is not None:
+        os.sched_setaffinity(0, {core})
     try:
         yield
     finally:
-        core.free()
+        free()
+
+
+@contextlib.contextmanager
+def quiet_core() -> Iterator[None]:
+    """Keep this thread on the core that is fastest at the block's begin."""
+    with on_core(fastest_core()):
+        yield
