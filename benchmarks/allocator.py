@@ -53,9 +53,9 @@ def make_pool(device: str) -> _C.CachingPool:
 def replay_installed(trace: torch.Tensor, repeats: int, device: str) -> float:
     """Return the seconds of a trace where the pool is PyTorch's allocator."""
     memory.install()
-    torch.cuda.init()  # type: ignore[no-untyped-call]
+    torch.cuda.init()
     _C.replay_on_torch(trace, 1, device)
-    return _C.replay_on_torch(trace, repeats, device)
+    return float(_C.replay_on_torch(trace, repeats, device))
 
 
 def measure(device: str, trace: torch.Tensor, repeats: int) -> Iterator[dict[str, Any]]:

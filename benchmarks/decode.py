@@ -166,7 +166,7 @@ def measure(size: str, steps: int, numbers: list[int], device: str) -> Iterator[
     call(pipe, output="np", **how)
     reset_peaks()
     expected = call(pipe, output="np", **how)
-    _, peak = peaks()
+    peak = peaks().reserved
     streamable = blockswap.leaf_bytes(pipe.unet)
     yield {"model": "sdxl", "engine": "resident", "peak_device_bytes": peak} | {
         "step_ms": statistics.median(expected.steps_ms) if expected.steps_ms else None

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._autograd import DeviceType
 
 import blockswap
 from benchmarks import command_line
@@ -58,10 +59,11 @@ def cost_per_piece(device: str, leaves: int = 200) -> dict[str, Any]:
     inputs = {"input": torch.ones(1, 256, device=device)}
     twin = copy.deepcopy(model).to(device)
     row: dict[str, Any] = {"what": "blocks of Linears", "leaves": leaves}
-    for name, options in {
+    settings: dict[str, dict[str, Any]] = {
         "streamed": {"offload": "1TB", "block_size": 1},
         "resident": {},
-    }.items():
+    }
+    for name, options in settings.items():
         with blockswap.attach(model, device=device, **options) as session:
             for _ in range(12):
                 model(**inputs)
@@ -96,7 +98,7 @@ def profile_step(kind: str, size: str, device: str, options: dict[str, Any]) -> 
     calls: Counter[str] = Counter()
     microseconds: Counter[str] = Counter()
     for event in profiler.events():
-        if event.device_type == torch.autograd.DeviceType.CPU:
+        if event.device_type == DeviceType.CPU:
             calls[event.name] += 1
             microseconds[event.name] += event.cpu_time_total
     ours = {name: calls[f"blockswap::{name}"] for name in ("acquire_", "release_")}

@@ -99,7 +99,7 @@ def measure_in_turns(
         about_turns["turn_ms"] = [turn.medians for turn in turns]
 
         def median_of(which: str) -> float:
-            return statistics.median(ms for turn in turns for ms in getattr(turn, which))
+            return float(statistics.median(ms for turn in turns for ms in getattr(turn, which)))
 
         beside = replace(resident, step_ms=median_of("twin"), busy_step_ms=median_of("busy_twin"))
         return [ms for turn in turns for ms in turn.model], output, beside

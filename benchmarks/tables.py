@@ -87,6 +87,7 @@ def make_engines_table(benches: list[tuple[str, dict[str, Any]]]) -> str:
         for c in compare([row for row in newest[model][1]["rows"] if row["model"] == model]):
             note = {
                 "streams": "",
+                "in use": f"{c.in_use_bytes / GIB:.1f} GiB in use",
                 "keeps all": "keeps all weights",
                 "below our smallest": f"{c.gap_mib:.0f} MiB below our smallest",
             }[c.kind]

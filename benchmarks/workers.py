@@ -111,7 +111,7 @@ def compare(rows: Sequence[Row]) -> list[Row]:
     counted = quiet_turns(pace)[: max(1, (len(pace) - 1) // 2)]
 
     def over_first(spells: Sequence[float]) -> float:
-        return statistics.median(2 * spells[i] / (pace[i] + pace[i + 1]) for i in counted)
+        return float(statistics.median(2 * spells[i] / (pace[i] + pace[i + 1]) for i in counted))
 
     return [
         row

@@ -218,7 +218,7 @@ class DeviceMemory:
                 reserve, and what is free.
         """
         if self.device.type == "cuda" and not memory.is_installed():
-            torch.cuda.init()  # type: ignore[no-untyped-call]
+            torch.cuda.init()
             # cudaMallocAsync and other tools' allocators refuse.
             with contextlib.suppress(RuntimeError):
                 torch._C._cuda_attach_out_of_memory_observer(hear)  # type: ignore[attr-defined]

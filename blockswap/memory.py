@@ -76,7 +76,7 @@ def install() -> None:
     global _installed
     if _installed:
         raise UseError("blockswap's pool is PyTorch's allocator already: install() once")
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         raise UseError(
             "CUDA is in use, and PyTorch cannot change its allocator any more: call install() "
             "before the first tensor or call on a GPU, or use blockswap.memory.pool()"
@@ -118,7 +118,7 @@ def pool(device: Device = None) -> torch.cuda.MemPool:
     _C.pluggable_pool(index)
     if _plug is None:
         _plug = torch._C._cuda_customAllocator(*_C.mem_pool_functions())
-    torch.cuda.init()  # type: ignore[no-untyped-call]
+    torch.cuda.init()
     with torch.cuda.device(index):
         return torch.cuda.MemPool(_plug)
 

@@ -31,6 +31,24 @@ def test_an_engine_below_our_smallest_plan_is_set_against_that_plan_and_the_gap_
     assert found.gap_mib == pytest.approx(0.1 * 1024, abs=1)
 
 
+def test_what_was_freed_while_it_was_still_used_counts_as_the_engines_memory() -> None:
+    theirs = row("diffusers-leaf", 0.5, 300.0)
+    at_that_peak = row("blockswap", 4.0, 290.0)
+    rows = [RESIDENT, SMALLEST, at_that_peak, row("blockswap", 4.2, 200.0)]
+    (found,) = compare([*rows, theirs | {"peak_active_bytes": int(4.1 * GIB)}])
+    assert (found.kind, found.our_step_ms, found.holds) == ("in use", 290.0, True)
+    assert found.in_use_bytes == int(4.1 * GIB)
+    (found,) = compare([*rows, theirs | {"peak_active_bytes": int(0.55 * GIB)}])
+    assert (found.kind, found.holds) == ("below our smallest", False)
+
+
+def test_an_engine_within_our_plans_gets_no_more_than_what_it_has_allocated() -> None:
+    theirs = row("diffusers-block", 1.8, 300.0) | {"peak_active_bytes": 9 * GIB}
+    rows = [RESIDENT, SMALLEST, row("blockswap", 1.7, 290.0), row("blockswap", 8.0, 200.0)]
+    (found,) = compare([*rows, theirs])
+    assert (found.kind, found.our_step_ms) == ("streams", 290.0)
+
+
 @pytest.mark.parametrize(("our_ms", "holds"), [(171.0, True), (175.0, False)])
 def test_against_an_engine_that_keeps_all_weights_ours_may_take_one_per_cent_more(
     our_ms: float, holds: bool

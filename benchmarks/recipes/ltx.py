@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.recipes.recipe import PROMPT, Recipe
 from benchmarks.recipes.source import Source
 from benchmarks.recipes.t5 import t5_encoder
@@ -22,7 +24,7 @@ def ltx(source: Source) -> Recipe:
     )
 
     full = source.full
-    text_encoder = source.module(t5_encoder(full))
+    text_encoder: Any = source.module(t5_encoder(full))
     small = {
         "num_attention_heads": 6,
         "attention_head_dim": 32,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.recipes.recipe import PROMPT, Recipe
 from benchmarks.recipes.source import Source
 from benchmarks.recipes.t5 import t5_encoder
@@ -21,7 +23,7 @@ def sd35(source: Source) -> Recipe:
 
     full, folder = source.full, source.folder
     text, text_2 = clip_config(full, 768, 12), clip_config(full, 1280, 32)
-    t5 = source.module(t5_encoder(full, width=128))
+    t5: Any = source.module(t5_encoder(full, width=128))
     transformer = source.module(
         lambda: SD3Transformer2DModel(
             sample_size=128 if full else 32,

@@ -109,7 +109,7 @@ def _attentions(unet: nn.Module) -> list[tuple[str, int]]:
     """Return the attentions of a UNet and their widths, in the order of the adapter's numbers."""
     model: Any = unet
     names = [name.removesuffix(".processor") for name in model.attn_processors]
-    return [(name, unet.get_submodule(name).to_q.out_features) for name in names]
+    return [(name, model.get_submodule(name).to_q.out_features) for name in names]
 
 
 def _picture(pixels: int) -> Any:

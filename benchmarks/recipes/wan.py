@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.recipes.recipe import PROMPT, Recipe
 from benchmarks.recipes.source import Source
 from benchmarks.recipes.t5 import umt5_encoder
@@ -18,7 +20,7 @@ def wan22(source: Source) -> Recipe:
     )
 
     full = source.full
-    text_encoder = source.module(umt5_encoder(full))
+    text_encoder: Any = source.module(umt5_encoder(full))
 
     def expert() -> WanTransformer3DModel:
         return WanTransformer3DModel(

@@ -116,6 +116,7 @@ def table_of(comparisons: Sequence[Comparison]) -> Table:
     for c in comparisons:
         note = {
             "streams": "",
+            "in use": f"{c.in_use_bytes / GIB:.1f} GiB in use",
             "keeps all": "keeps all weights",
             "below our smallest": f"ours at its smallest: {c.gap_mib:.0f} MiB more",
         }[c.kind]

@@ -13,7 +13,7 @@ KEEPS_ALL = 0.97
 AS_FAST = 1.01  # for engines that keep all weights
 WORTH_A_ROW = GIB  # between our smallest plan and everything resident
 
-Kind = Literal["streams", "below our smallest", "keeps all"]
+Kind = Literal["streams", "in use", "below our smallest", "keeps all"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,11 @@ class Comparison:
         shortest_ms, our_shortest_ms: of the steps that were timed.
         over_twin, our_over_twin: of engines that keep all weights, the step over that of an
             unhooked twin in the same seconds; 0: there was none.
-        kind: "streams": ours peaks no higher; "below our smallest": the other needs less than our
-            smallest plan, which is set against it; "keeps all": it holds all weights.
+        in_use_bytes: the other's peak of what is allocated and what was freed while another stream
+            still used it.
+        kind: "streams": ours peaks no higher; "in use": ours peaks no higher than what the other
+            has in use, although less is allocated; "below our smallest": the other needs less than
+            our smallest plan, which is set against it; "keeps all": it holds all weights.
     """
 
     model: str
@@ -48,6 +51,7 @@ class Comparison:
     our_over_twin: float = 0.0
     device_bytes: int = 0
     our_device_bytes: int = 0
+    in_use_bytes: int = 0
 
     @property
     def gap_mib(self) -> float:
@@ -132,6 +136,7 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
                 _over_twin(best) if kind == "keeps all" else 0.0,
                 row.get("peak_device_bytes", 0),
                 best.get("peak_device_bytes", 0),
+                _in_use(row),
             )
         )
     return found
@@ -140,16 +145,23 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
 def _kind(row: Row, smallest: Row, resident: Row) -> Kind:
     if _peak(row) >= KEEPS_ALL * _peak(resident):
         return "keeps all"
-    return "streams" if _peak(row) >= _peak(smallest) else "below our smallest"
+    if _peak(row) >= _peak(smallest):
+        return "streams"
+    return "in use" if _in_use(row) >= _peak(smallest) else "below our smallest"
 
 
 def _rival(row: Row, ours: Sequence[Row], smallest: Row, kind: Kind) -> Row:
     if kind == "below our smallest":
         return smallest
-    if kind == "streams":
-        return min((r for r in ours if _peak(r) <= _peak(row)), key=_median)
+    if kind in ("streams", "in use"):
+        most = _peak(row) if kind == "streams" else _in_use(row)
+        return min((r for r in ours if _peak(r) <= most), key=_median)
     beside_twins = [r for r in ours if _over_twin(r)] if _over_twin(row) else []
     return min(beside_twins, key=_over_twin) if beside_twins else min(ours, key=_shortest)
+
+
+def _in_use(row: Row) -> int:
+    return int(row.get("peak_active_bytes", _peak(row)))
 
 
 def _over_twin(row: Row) -> float:

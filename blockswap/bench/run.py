@@ -167,9 +167,9 @@ def _run_engine(
             reset_peaks()
             with quiet_core():
                 times, output = timed_steps(shell, inputs, steps)
-            allocated, reserved = peaks()
+            most = peaks()
             of_twin: list[float] = []
-            if allocated and allocated >= KEEPS_ALL * resident.peak_allocated_bytes:
+            if 0 < KEEPS_ALL * resident.peak_allocated_bytes <= most.allocated:
                 beside = time_beside_twin(shell, model, inputs, resident, request.device, steps)
                 if beside is not None:
                     times, of_twin, output = beside
@@ -181,8 +181,9 @@ def _run_engine(
             row
             | {
                 "status": "ok",
-                "peak_device_bytes": reserved,
-                "peak_allocated_bytes": allocated,
+                "peak_device_bytes": most.reserved,
+                "peak_active_bytes": most.active,
+                "peak_allocated_bytes": most.allocated,
                 "resident_ms": resident.step_ms,
                 "resident_peak_allocated_bytes": resident.peak_allocated_bytes,
                 "step_ms": statistics.median(times),

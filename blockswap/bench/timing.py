@@ -65,8 +65,8 @@ def measure_resident(model: nn.Module, inputs: dict[str, Any], steps: int) -> Re
     timed_steps(model, inputs, UNTIMED_STEPS)
     reset_peaks()
     times, output = timed_steps(model, inputs, steps)
-    allocated, reserved = peaks()
-    return Resident(statistics.median(times), allocated, reserved, output.clone())
+    most = peaks()
+    return Resident(statistics.median(times), most.allocated, most.reserved, output.clone())
 
 
 def reset_peaks() -> None:
@@ -76,8 +76,27 @@ def reset_peaks() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def peaks() -> tuple[int, int]:
-    """Return PyTorch's peak allocated and reserved bytes."""
+@dataclass(frozen=True)
+class Peaks:
+    """The most that PyTorch held, in bytes.
+
+    Attributes:
+        allocated: by tensors.
+        active: the same, and what was freed while another stream still used it.
+        reserved: of the device.
+    """
+
+    allocated: int = 0
+    active: int = 0
+    reserved: int = 0
+
+
+def peaks() -> Peaks:
+    """Return PyTorch's peaks."""
     if not torch.cuda.is_available():
-        return 0, 0
-    return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        return Peaks()
+    return Peaks(
+        torch.cuda.max_memory_allocated(),
+        torch.cuda.memory_stats()["active_bytes.all.peak"],
+        torch.cuda.max_memory_reserved(),
+    )
