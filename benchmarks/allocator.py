@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import command_line
+from benchmarks import command_line, write_rows
 from benchmarks.traces import make_trace, num_streams, record_forwards, rows_of
 from blockswap import _C, memory
 from blockswap.bench import zoo
@@ -146,12 +146,14 @@ def main() -> None:
     if unknown := sorted(set(names) - set(TRACES)):
         parser.error(f"--trace {', '.join(unknown)}: give some of {', '.join(TRACES)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    result: dict[str, Any] = make_head(command_line(sys.argv)) | {"rows": []}
-    for name in names:
-        for row in measure_trace(name, device, options):
-            result["rows"].append(row)
-            print(json.dumps(row), flush=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for name in names:
+            for row in measure_trace(name, device, options):
+                print(json.dumps(row), flush=True)
+                yield row
+
+    write_rows(rows(), make_head(command_line(sys.argv)), options.out)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,77 +18,13 @@ import torch
 from torch import nn
 
 import blockswap
-from benchmarks import command_line
+from benchmarks import command_line, write_rows
+from benchmarks.caps import NUM_CAPS, DeviceWatch, Ends
 from benchmarks.models import tokens_of
 from blockswap.bench import zoo
-from blockswap.bench.head import gpu_uuid, make_head
+from blockswap.bench.head import make_head
 from blockswap.bench.rows import GIB, Row, measure, one_line, smallest_ring_bytes
 from blockswap.bench.timing import Resident, measure_resident
-from blockswap.room import MOST_CAP_MARGIN_BYTES
-
-NUM_CAPS = 12
-SMALLEST_RING = 1.5  # of the largest leaf, under the first cap
-SAMPLE_S = 2e-3
-
-
-@dataclass(frozen=True)
-class Ends:
-    """Between which caps a model's sweep runs, in bytes.
-
-    Attributes:
-        base: what PyTorch reserves in a step, fixed weights included, and small parameters.
-        largest: the largest leaf.
-        everything: base and all that could stream.
-    """
-
-    base: int
-    largest: int
-    everything: int
-
-    def caps(self) -> list[int]:
-        """Return the twelve caps, evenly apart, and the smallest one behind them."""
-        free = MOST_CAP_MARGIN_BYTES
-        first = self.base + int(SMALLEST_RING * self.largest) + free
-        last = self.everything + free
-        width = last - first
-        even = [first + width * i // (NUM_CAPS - 1) for i in range(NUM_CAPS)]
-        return [*even, self.base + self.largest + free]
-
-
-class DeviceWatch:
-    """The most that the driver said is in use on the device, whoever uses it."""
-
-    def __init__(self) -> None:
-        import pynvml
-
-        self._nvml = pynvml
-        pynvml.nvmlInit()
-        self._device = pynvml.nvmlDeviceGetHandleByUUID(gpu_uuid())
-        self.peak_bytes = 0
-        self._ends = threading.Event()
-
-    def used_bytes(self) -> int:
-        """Return what is in use now."""
-        return int(self._nvml.nvmlDeviceGetMemoryInfo(self._device).used)
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Sample inside the block."""
-        self.peak_bytes = 0
-        self._ends.clear()
-
-        def sample() -> None:
-            while not self._ends.is_set():
-                self.peak_bytes = max(self.peak_bytes, self.used_bytes())
-                time.sleep(SAMPLE_S)
-
-        thread = threading.Thread(target=sample, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._ends.set()
-            thread.join()
 
 
 def find_ends(model: nn.Module, inputs: dict[str, Any]) -> Ends:
@@ -138,10 +70,7 @@ def sweep(kind: str, size: str, steps: int, numbers: list[int], device: str) -> 
     watch = DeviceWatch() if device != "cpu" else None
     for number in numbers:
         cap = ends.caps()[number]
-        before = 0
-        if watch is not None:
-            torch.cuda.empty_cache()
-            before = watch.used_bytes() - torch.cuda.memory_reserved()  # contexts and others
+        before = watch.beside_pytorch() if watch is not None else 0
         try:
             with watch.running() if watch is not None else contextlib.nullcontext():
                 row = measure(model, inputs, resident, {"vram": cap}, steps)
@@ -168,10 +97,8 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     numbers = [int(n) for n in options.numbers.split(",") if n] or list(range(NUM_CAPS + 1))
-    result: dict[str, Any] = make_head(command_line(sys.argv)) | {"rows": []}
-    for row in sweep(options.model, options.size, options.steps, numbers, device):
-        result["rows"].append(row)
-        options.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
+    rows = sweep(options.model, options.size, options.steps, numbers, device)
+    write_rows(rows, make_head(command_line(sys.argv)), options.out)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,16 @@
 
 SDXL's UNet and VAE with random weights in diffusers' own pipeline; prompts are given as embeddings.
 Each row is one cap: three calls that end with the image, three that end with the latents, and
-whether the image is that of the unswapped pipeline. The VAE decodes in tiles in both.
+whether the image is that of the unswapped pipeline. The VAE decodes in tiles in both. The caps are
+those of the sweep: twelve from the smallest ring to everything resident, and the very smallest.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import itertools
-import json
 import statistics
 import sys
 from collections.abc import Iterator
@@ -22,14 +23,14 @@ import numpy as np
 import torch
 
 import blockswap
-from benchmarks import command_line
+from benchmarks import command_line, write_rows
+from benchmarks.caps import DeviceWatch, Ends
 from blockswap.bench import zoo
 from blockswap.bench.core import quiet_core
 from blockswap.bench.head import make_head
 from blockswap.bench.rows import GIB, Row, smallest_ring_bytes
 from blockswap.bench.timing import peaks, reset_peaks
 
-NUM_CAPS = 12
 CALLS = 3
 LEARNING_CALLS = 2
 FULL_VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 1024}
@@ -100,21 +101,20 @@ def call(pipe: Any, size: str, steps: int, output: str, device: str) -> Call:
         return tensors
 
     pixels = 1024 if size == "full" else 16
-    with quiet_core():
-        made = pipe(
-            prompt_embeds=random(1, 77, config.cross_attention_dim),
-            negative_prompt_embeds=random(1, 77, config.cross_attention_dim),
-            pooled_prompt_embeds=random(1, pooled),
-            negative_pooled_prompt_embeds=random(1, pooled),
-            height=pixels,
-            width=pixels,
-            num_inference_steps=steps,
-            generator=torch.Generator().manual_seed(2),
-            output_type=output,
-            callback_on_step_end=at_step_end,
-        ).images
-        if device != "cpu":
-            torch.cuda.synchronize()
+    made = pipe(
+        prompt_embeds=random(1, 77, config.cross_attention_dim),
+        negative_prompt_embeds=random(1, 77, config.cross_attention_dim),
+        pooled_prompt_embeds=random(1, pooled),
+        negative_pooled_prompt_embeds=random(1, pooled),
+        height=pixels,
+        width=pixels,
+        num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(2),
+        output_type=output,
+        callback_on_step_end=at_step_end,
+    ).images
+    if device != "cpu":
+        torch.cuda.synchronize()
     times = [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
     result = made.float().cpu().numpy() if isinstance(made, torch.Tensor) else np.asarray(made)
     return Call(result, times)
@@ -128,9 +128,10 @@ def run_under(pipe: Any, cap: int | None, expected: np.ndarray, how: dict[str, A
             call(pipe, output="np", **how)
         images, latents = [], []
         for _ in range(CALLS):  # in turns: a host may become slower from one minute to the next
-            images.append(call(pipe, output="np", **how))
-            in_calls = session.sessions["unet"].report()
-            latents.append(call(pipe, output="latent", **how))
+            with quiet_core():
+                images.append(call(pipe, output="np", **how))
+                in_calls = session.sessions["unet"].report()
+                latents.append(call(pipe, output="latent", **how))
         report = session.report()
     unet, vae = report.parts["unet"], report.guests["vae"]
 
@@ -175,18 +176,25 @@ def measure(size: str, steps: int, numbers: list[int], device: str) -> Iterator[
     pipe.vae.to("cpu")
     gc.collect()
     caps: list[int | None] = [None]
+    watch = None
     if device != "cpu":
-        torch.cuda.empty_cache()
-        smallest = peak - streamable + 2 * smallest_ring_bytes(pipe.unet)
-        width = peak - smallest
-        caps = [smallest + width * i // (NUM_CAPS - 1) for i in range(NUM_CAPS)]
+        ends = Ends(peak - streamable, smallest_ring_bytes(pipe.unet), peak)
+        caps, watch = list(ends.caps()), DeviceWatch()
     for number in numbers or range(len(caps)):
         cap = caps[number]
+        before = watch.beside_pytorch() if watch is not None else 0
         try:
-            row = run_under(pipe, cap, expected.result, how) | {"status": "ok"}
+            with watch.running() if watch is not None else contextlib.nullcontext():
+                row = run_under(pipe, cap, expected.result, how) | {"status": "ok"}
         except (blockswap.BlockswapError, torch.OutOfMemoryError) as error:
             row = {"cap_bytes": cap, "status": f"{type(error).__name__}: {error}"}
-        yield {"model": "sdxl", "engine": "blockswap", "number": number} | row
+        if watch is not None:
+            row |= {"driver_peak_bytes": watch.peak_bytes, "driver_before_bytes": before}
+        row = {"model": "sdxl", "engine": "blockswap", "number": number} | row
+        label = "no cap" if cap is None else f"cap {cap / GIB:.3f} GiB"
+        keys = ("status", "step_ms", "latent_step_ms", "holds", "bit_identical")
+        print(label, {key: row.get(key) for key in keys}, flush=True)
+        yield row
 
 
 def main() -> None:
@@ -194,19 +202,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--size", default="full", choices=["full", "tiny"])
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--numbers", default="", help="of the caps, such as 0,5; default all 12")
+    parser.add_argument("--numbers", default="", help="of the caps, such as 0,12; default all 13")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     numbers = [int(n) for n in options.numbers.split(",") if n]
-    result: dict[str, Any] = make_head(command_line(sys.argv)) | {"rows": []}
-    for row in measure(options.size, options.steps, numbers, device):
-        result["rows"].append(row)
-        options.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
-        cap = row.get("cap_bytes")
-        label = "no cap" if cap is None else f"cap {cap / GIB:.3f} GiB"
-        keys = ("status", "step_ms", "latent_step_ms", "holds", "bit_identical")
-        print(label, {key: row.get(key) for key in keys}, flush=True)
+    rows = measure(options.size, options.steps, numbers, device)
+    write_rows(rows, make_head(command_line(sys.argv)), options.out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 
 import blockswap
-from benchmarks import command_line
+from benchmarks import command_line, write_rows
 from benchmarks.turns import Twin, touch_memory
 from blockswap.bench import zoo
 from blockswap.bench.head import make_head
@@ -168,15 +167,16 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.touch_gib:
         touch_memory(options.touch_gib)
-    result: dict[str, Any] = make_head(command_line(sys.argv)) | {"rows": []}
-    for kind in options.models.split(","):
-        cases = CASES[kind]
-        if options.cases:
-            cases = [cases[int(i)] for i in options.cases.split(",") if int(i) < len(cases)]
-        for row in run_model(kind, options.size, options.steps, cases, device):
-            result["rows"].append(row)
-            options.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
-        gc.collect()
+
+    def rows() -> Iterator[Row]:
+        for kind in options.models.split(","):
+            cases = CASES[kind]
+            if options.cases:
+                cases = [cases[int(i)] for i in options.cases.split(",") if int(i) < len(cases)]
+            yield from run_model(kind, options.size, options.steps, cases, device)
+            gc.collect()
+
+    write_rows(rows(), make_head(command_line(sys.argv)), options.out)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import blockswap
-from benchmarks import command_line
+from benchmarks import command_line, write_rows
 from blockswap.bench import zoo
 from blockswap.bench.head import make_head
 from blockswap.bench.rows import Row, measure, one_line, smallest_ring_bytes
@@ -276,7 +276,10 @@ def run(size: str, steps: int, parts: Sequence[str], device: str) -> Iterator[Ro
     """Yield the rows of the named parts as soon as they are known."""
     modes = Modes(size, steps, device)
     for part in parts:
-        yield from {"profiles": modes.profiles, "modes": modes.modes}[part]()
+        for row in {"profiles": modes.profiles, "modes": modes.modes}[part]():
+            if not {"settings", "lowest_cap"} & set(row):
+                print(json.dumps(row), flush=True)
+            yield {"model": KIND} | row
 
 
 def main() -> None:
@@ -289,12 +292,8 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parts = [options.part] if options.part else ["profiles", "modes"]
-    result: dict[str, Any] = make_head(command_line(sys.argv)) | {"rows": []}
-    for row in run(options.size, options.steps, parts, device):
-        result["rows"].append({"model": KIND} | row)
-        options.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
-        if not {"settings", "lowest_cap"} & set(row):
-            print(json.dumps(row), flush=True)
+    rows = run(options.size, options.steps, parts, device)
+    write_rows(rows, make_head(command_line(sys.argv)), options.out)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@
 #   benchmarks/on_gpu.sh pipeline:flux         a full-size pipeline, unswapped and streamed: the same picture
 #   benchmarks/on_gpu.sh pipelines:flux,wan22  whole calls under one cap against the least they can take
 #   benchmarks/on_gpu.sh caps:flux[:0,12]      a model under twelve caps and the smallest, or those numbers
-#   benchmarks/on_gpu.sh decode[:0,5]          SDXL with VAE decode under twelve caps
+#   benchmarks/on_gpu.sh decode[:0,12]         SDXL with VAE decode under twelve caps and the smallest, or those numbers
 #   benchmarks/on_gpu.sh contention            what a busy link costs the host
 #   benchmarks/on_gpu.sh neighbour             a session beside a program that takes and returns memory
 #   benchmarks/on_gpu.sh modes[:profiles]      Qwen-Image: profiles, and modes with their lowest caps

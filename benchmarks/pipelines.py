@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import tempfile
@@ -23,7 +22,7 @@ import torch
 from torch import nn
 
 import blockswap
-from benchmarks import command_line
+from benchmarks import command_line, write_rows
 from benchmarks.phases import Part, cap_for, floor_seconds
 from benchmarks.recipes import RECIPES, Recipe, Source
 from blockswap.bench.head import make_head
@@ -217,20 +216,25 @@ def main() -> None:
     strange = [name for name in names if name not in RECIPES]
     if strange:
         parser.error(f"unknown model {strange[0]}: choose from {', '.join(RECIPES)}")
-    head, rows = make_head(command_line(sys.argv)), []
-    for name in names:
-        try:
-            with torch.no_grad():
-                row = run_recipe(name, options.size, options.device)
-        except Exception as error:  # noqa: BLE001  # the rows of the others count
-            row = {"model": name, "status": f"error: {type(error).__name__}: {error}"}
-        rows.append(row)
-        options.out.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n")
-        print(one_line(row), flush=True)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    sys.exit(any(row["status"] != "ok" for row in rows))
+    failed: list[str] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for name in names:
+            try:
+                with torch.no_grad():
+                    row = run_recipe(name, options.size, options.device)
+            except Exception as error:  # noqa: BLE001  # the rows of the others count
+                row = {"model": name, "status": f"error: {type(error).__name__}: {error}"}
+            if row["status"] != "ok":
+                failed.append(name)
+            print(one_line(row), flush=True)
+            yield row
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    write_rows(rows(), make_head(command_line(sys.argv)), options.out)
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

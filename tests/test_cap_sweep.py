@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.cap_sweep import NUM_CAPS, Ends, about_cap
+from benchmarks.cap_sweep import about_cap
+from benchmarks.caps import NUM_CAPS, Ends
 from blockswap.bench.timing import Resident
 from blockswap.room import MOST_CAP_MARGIN_BYTES
 

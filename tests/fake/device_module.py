@@ -164,10 +164,11 @@ class FakeDeviceModule(ModuleType):
 
     def memory_stats_as_nested_dict(self, device: Any = None) -> dict[str, Any]:
         """What sessions read of CUDA's: bytes held now, and counts since the process began."""
-        used = {"all": {"current": self.memory_allocated(device)}}
+        used, peak = self.memory_allocated(device), self.max_memory_allocated(device)
+        held = {"all": {"current": used, "peak": peak}}
         ooms = int(self._extension.num_ooms(self._index(device)))
         counts = {"num_alloc_retries": 0, "num_ooms": ooms}
-        return {"allocated_bytes": used, "reserved_bytes": used} | counts
+        return {"allocated_bytes": held, "reserved_bytes": held} | counts
 
     def reset_peak_memory_stats(self, device: Any = None) -> None:
         self._extension.reset_peak(self._index(device))
