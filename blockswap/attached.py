@@ -27,8 +27,8 @@ def mark(model: nn.Module, session: Session) -> None:
 def unmark(model: nn.Module, session: Session, paused: bool) -> None:
     """Take a session's own mark off; a paused session is found again by its model."""
     if model.__dict__.get(KEY) is session:
+        allow_copies(model)  # before the mark, by which it is found
         del model.__dict__[KEY]
-        allow_copies(model)
     if paused:
         _paused[model] = weakref.ref(session)
 

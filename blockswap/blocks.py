@@ -71,11 +71,13 @@ def find_blocks(
 
 
 def still_there(
-    model: nn.Module, blocks: Sequence[nn.Module | str] | None
+    model: nn.Module, blocks: nn.Module | str | Iterable[nn.Module | str] | None
 ) -> list[nn.Module | str] | None:
     """Return explicit blocks without the modules that have left the model."""
     if blocks is None:
         return None
+    if isinstance(blocks, (nn.Module, str)):
+        blocks = (blocks,)
     modules = set(model.modules())
     return [entry for entry in blocks if isinstance(entry, str) or entry in modules]
 

@@ -24,8 +24,15 @@ class Casts:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._wide: Wide = {}  # used in this forward, and not stored in the dtype that is asked for
-        found = ((module, cast_of(module)) for module in model.modules())
-        self._taken = {m: _Cast(m, hook, self._wide) for m, hook in found if hook is not None}
+        self._taken: dict[nn.Module, _Cast] = {}
+
+    def take(self) -> None:
+        """Cast in diffusers' place."""
+        for module in self._model.modules():
+            hook = cast_of(module)
+            if hook is not None:
+                self._taken[module] = _Cast(module, hook, self._wide)
+                self._taken[module].take()
 
     def is_complete(self) -> bool:
         """Whether no module has got a casting hook since."""
@@ -66,7 +73,11 @@ class _Cast:
                         wide[parameter] = hook.storage_dtype
 
         self._forward = forward
-        calls.pre_forward, calls.forward, calls.post_forward = _pass_inputs, forward, _pass_output
+
+    def take(self) -> None:
+        calls = self._calls
+        calls.pre_forward, calls.post_forward = _pass_inputs, _pass_output
+        calls.forward = self._forward
 
     def give_back(self) -> None:
         calls = self._calls

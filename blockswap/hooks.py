@@ -10,11 +10,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from blockswap import _C
 from blockswap.attempt import OURS, Attempt, is_foreign
 from blockswap.binding import Gate, Unit, weights_of
+from blockswap.model_state import ModelState
 from blockswap.retry import Retry
 
 logger = logging.getLogger("blockswap")
@@ -25,18 +24,7 @@ class Entrance(Protocol):
 
     gate: Gate
     retry: Retry
-
-    @property
-    def token(self) -> torch.Tensor:
-        """Return the tensor that keeps the ops in order."""
-
-    @property
-    def binding(self) -> _C.Binding:
-        """Return what calls the ops for a leaf."""
-
-    @property
-    def units(self) -> dict[nn.Module, Unit]:
-        """Return the units by the module whose hooks announce them."""
+    _state: ModelState
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Open the gate: ``module`` is the outermost one of ours that runs."""
@@ -65,9 +53,15 @@ class Hooks:
         self._models = models
         self._session = session
         self._blocks = blocks
-        self._doors = [_door_of(session, module) for module in (*models, *blocks)]
-        self._leaf_handles: list[RemovableHandle] = []
+        self._doors: list[_Door] = []
+        self._hooked: set[nn.Module] = set()  # leaves
         self._before, self._after = _leaf_hooks(session)
+
+    def open(self) -> None:
+        """Put a forward of our own in front of the model's and the blocks'."""
+        for module in (*self._models, *self._blocks):
+            self._doors.append(_door_of(module))
+            self._doors[-1].open(self._session)
 
     def place(self, learns: bool) -> None:
         """Put hooks on the leaves: on all while learning, else on the ends of streamed pieces.
@@ -78,14 +72,13 @@ class Hooks:
         """
         self._session.gate.learns = learns
         everywhere = learns or self.is_compiled
-        self._remove(self._leaf_handles)
-        for module, unit in self._session.units.items():
+        self._unhook()
+        for module, unit in self._session._state.unit_of.items():
+            self._hooked.add(module)  # first: it may be broken off
             if everywhere or unit.is_first or unit.is_repeated:
-                self._leaf_handles.append(module.register_forward_pre_hook(self._before))
+                module.register_forward_pre_hook(self._before)
             if everywhere or unit.is_last:
-                self._leaf_handles.append(
-                    module.register_forward_hook(self._after, always_call=True)
-                )
+                module.register_forward_hook(self._after, always_call=True)
 
     @property
     def is_compiled(self) -> bool:
@@ -100,27 +93,30 @@ class Hooks:
 
     def remove(self) -> None:
         """Take every hook off."""
-        self._remove(self._leaf_handles)
+        self._unhook()
         for door in self._doors:
             door.remove()
 
-    @staticmethod
-    def _remove(handles: list[RemovableHandle]) -> None:
-        for handle in handles:
-            handle.remove()
-        handles.clear()
+    def _unhook(self) -> None:
+        """Take the leaves' hooks off; found by what they are, for a handle may have been lost."""
+        for module in self._hooked:
+            hooks = (module._forward_pre_hooks, self._before), (module._forward_hooks, self._after)
+            for held, own in hooks:
+                for number in [n for n, hook in held.items() if hook is own]:
+                    module._forward_hooks_always_called.pop(number, None)
+                    del held[number]  # last: by it the hook is found
+        self._hooked.clear()
 
 
-def _door_of(session: Entrance, module: nn.Module) -> _Door:
+def _door_of(module: nn.Module) -> _Door:
     """Return a new door, or the one that was left inside other tools' forwards.
 
     A second one, in front of those, would go with them: they put back what they had found.
     """
     left = getattr(module.__dict__.get("forward"), OURS, None)
     if isinstance(left, _Door) and left.module is module and not left.sessions:
-        left.sessions.append(session)
         return left
-    return _Door(session, module)
+    return _Door(module)
 
 
 class _Door:
@@ -132,10 +128,11 @@ class _Door:
         sessions: the one that it leads to; none once it was removed.
     """
 
-    def __init__(self, session: Entrance, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.module = module
         self._had = had = module.__dict__.get("forward")  # put there by another tool
-        self.sessions = sessions = [session]
+        self.sessions: list[Entrance] = []
+        sessions = self.sessions
 
         @functools.wraps(module.forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -148,7 +145,7 @@ class _Door:
             inside = gate.is_open and gate.is_whole and gate.root is not module
             if inside and gate.owner == get_ident():
                 return original(*args, **kwargs)
-            attempt = Attempt((args, kwargs), session.token.device)
+            attempt = Attempt((args, kwargs), session._state.token.device)
             while True:
                 session.enter(module, args, kwargs)
                 try:
@@ -172,7 +169,12 @@ class _Door:
 
         setattr(forward, OURS, self)
         self.forward = forward
-        module.forward = forward
+
+    def open(self, session: Entrance) -> None:
+        """Lead to this session. One that was left inside other tools' forwards stays there."""
+        self.sessions.append(session)
+        if self.module.__dict__.get("forward") is self._had:
+            self.module.forward = self.forward
 
     @property
     def is_foreign(self) -> bool:
@@ -196,10 +198,11 @@ def _leaf_hooks(session: Entrance) -> tuple[Callable[..., None], Callable[..., N
     one block's graph for its siblings. A compiled block calls the ops on every leaf; in eager mode
     a leaf that neither begins nor ends a streamed piece returns at once.
     """
-    gate, token, units = session.gate, session.token, session.units
+    gate, state = session.gate, session._state
+    token, units = state.token, state.unit_of
     acquire, release = torch.ops.blockswap.acquire_.default, torch.ops.blockswap.release_.default
     # The same ops with the leaf's weights; called from C++, they cost the host a fraction.
-    acquire_leaf, release_leaf = session.binding.acquire_leaf, session.binding.release_leaf
+    acquire_leaf, release_leaf = state.binding.acquire_leaf, state.binding.release_leaf
 
     def before(module: nn.Module, _args: Any) -> None:
         if torch.compiler.is_compiling():

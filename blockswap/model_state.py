@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import nn
 
@@ -63,18 +65,16 @@ class ModelState:
         self.memory.pool = self.pool = _C.Pool(*there, self.driver)
         self.token = torch.zeros(1, dtype=torch.uint8, device=self.device)
         self.binding = _C.Binding(self.token, self.engine)
+        self._entries: list[tuple[WatchedParameters, str, nn.Parameter]] = []
         self._origins: list[torch.device] = []
         self._plain: dict[nn.Module, dict[str, nn.Parameter | None]] = {}
-        self._watch_parameters()
-        managed = {parameter for _, _, parameter in self._entries}
+        self.casts = Casts(self.model)
+        self.is_taken = True  # from here on there is something to give back
         try:
+            self._watch_parameters()
+            managed = {parameter for _, _, parameter in self._entries}
             self.fixed = FixedTensors(self.model, managed, self.device)
             self.host = Host(self.binding, self.driver, self.config.host_memory_bytes)
-        except BaseException:
-            self._unwatch()
-            raise
-        self.is_taken = True
-        try:
             self.placement = Placement(self.pool, self.memory, self.engine, self.host, self.token)
             self.host.take(len(self._origins), self.engine if self.is_asynchronous else None)
             self.fixed.to_device()
@@ -90,7 +90,6 @@ class ModelState:
         self.gate.touched.clear()
 
     def _watch_parameters(self) -> None:
-        self._entries: list[tuple[WatchedParameters, str, nn.Parameter]] = []
         watched: dict[nn.Module, WatchedParameters] = {}
         self.unit_of, self.units = {}, {}
 
@@ -116,7 +115,7 @@ class ModelState:
                 add(small, module, name, parameter)
         for module, parameters in watched.items():
             module._parameters = parameters
-        self.casts = Casts(self.model)
+        self.casts.take()
         self.is_from_device = self.is_asynchronous and self.device in self._origins
 
     def give_back(self, detach: bool) -> None:
@@ -127,22 +126,22 @@ class ModelState:
             self.pool.release()
             self.pool.give_back()
             self.binding.retire()
-            self.host.arena.unpin()
-            for (_, _, parameter), origin in zip(self._entries, self._origins, strict=True):
+            if "host" in self.__dict__:  # taking may have been broken off anywhere
+                self.host.arena.unpin()
+            for (_, _, parameter), origin in zip(self._entries, self._origins, strict=False):
                 if parameter.device != origin:
                     _C.set_data(parameter, parameter.detach().to(origin))
-            self._unwatch()
-            self.fixed.to_origin()
+            self.casts.give_back()
+            unwatch(self._plain)
+            if "fixed" in self.__dict__:
+                self.fixed.to_origin()
             self.unit_of, self.units = {}, {}
             self.gate.touched.clear()
+            self.is_taken = False  # whatever breaks off what follows
             self._entries, self._plain = [], {}
-            del self.placement, self.binding, self.host, self.engine
-            self.is_taken = False
+            for name in ("placement", "binding", "host", "engine"):
+                self.__dict__.pop(name, None)
         self.is_detached = self.is_detached or detach
-
-    def _unwatch(self) -> None:
-        self.casts.give_back()
-        unwatch(self._plain)
 
     # Device addresses ----------------------------------------------------------------------------
 
@@ -223,16 +222,21 @@ class ModelState:
         self.binding.bind()
 
     def end_step(self) -> list[str]:
-        """Bind parameters to their images; the names of those that the forward changed."""
-        try:
+        """Bind parameters to their images; the names of those that the forward changed.
+
+        Safe to call twice, and where no step or only a part of one has begun.
+        """
+        with contextlib.ExitStack() as always:  # each of them, whatever becomes of the others
+            always.callback(self._forget_diverted)
+            always.callback(self.share.lift)
+            always.callback(self.engine.end_step, self.token)
+            always.callback(self.casts.store)
             edited = self.binding.unbind()
-            self.casts.store()
-            self.engine.end_step(self.token)
-        finally:
-            self.share.lift()
+        return [self._name(entry) for entry in edited]
+
+    def _forget_diverted(self) -> None:
         while self._diverted:
             self._diverted.pop().is_diverted = False
-        return [self._name(entry) for entry in edited]
 
     def divert(self, unit: Unit) -> None:
         """Copy a unit's weights to memory of their own for the rest of this forward."""

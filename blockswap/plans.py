@@ -83,15 +83,19 @@ class Plans:
         self._totals = totals
         self._on_install = on_install
         self._requests = Requests(
-            state.leaves, state.config, state.priorities, state.host.image_bytes, state.host.follows
+            state.leaves,
+            state.config,
+            state.priorities,
+            state.host.image_bytes,
+            lambda leaf, before: state.host.follows(leaf, before),  # keeps no host that is given up
         )
         self.budget = Budget(state.memory, state.config, self._requests)
-        self.link = Link(state.engine, state.config.throttle_gb_per_s)
+        self.link = Link(state, state.config.throttle_gb_per_s)
         is_gpu = state.device.type == "cuda"
-        self.link.measure(
-            state.host, state.pool, state.token, self.budget.before_learning(), is_gpu
-        )
+        room = self.budget.before_learning()
+        self.link.measure(state.host, state.pool, state.token, room, self.largest_bytes, is_gpu)
         self.is_placed = False
+        self._has_planned = False
         self._most_bytes: int | None = None  # that the device was seen to have
 
     @property
@@ -107,7 +111,8 @@ class Plans:
         """Make the best plan for what was learned and the room that there is now.
 
         Returns:
-            Whether there is one: False when what others leave is too little for these options.
+            Whether there is one: False when others leave too little for these options, or the cap
+            does for this input, though it did not for an earlier one.
 
         Raises:
             CapError: the cap cannot hold it.
@@ -119,17 +124,29 @@ class Plans:
         if others is not None and self._most_bytes is not None:
             others = min(others, self._most_bytes)
             granted = granted._replace(others=others)
-        if others is None or (cap is not None and cap <= others):
-            made = self._planned(learned, cap)
-        else:
-            try:
-                made = self._planned(learned, max(others, self._requests.largest_bytes))
-            except CapError as error:
-                logger.info("others leave %s: %s", format_bytes(max(0, others)), str(error))
-                return False
+        is_capped = others is None or (cap is not None and cap <= others)
+        left = cap if is_capped else max(others or 0, self._requests.largest_bytes)
+        try:
+            made = self._planned(learned, left)
+        except CapError as error:
+            if is_capped and not self._has_planned:
+                raise
+            if is_capped:
+                self._tell_streams(cap or 0, error)
+            else:
+                logger.info("others leave %s: %s", format_bytes(max(0, others or 0)), str(error))
+            return False
         learned.plan, learned.request = made
         learned.granted = granted
+        self._has_planned = True
         return True
+
+    def _tell_streams(self, left: int, error: CapError) -> None:
+        """Say that the options are not kept: this input leaves them too little of the cap."""
+        note = f"all streams: the cap leaves {format_bytes(left)} for residents and ring; {error}"
+        if note not in self._notes:
+            self._notes.append(note)
+            logger.warning(note)
 
     def stream(self, order: list[int], learned: Learned) -> None:
         """Install the plan that keeps nothing: every leaf a streamed piece, a small ring."""

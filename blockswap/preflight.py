@@ -134,6 +134,12 @@ def refuse_whole_casts(model: nn.Module) -> None:
             )
 
 
+def note_detached(error: BaseException) -> None:
+    """Say of an error that ended a session what to do."""
+    if hasattr(error, "add_note"):  # Python 3.11
+        error.add_note("the session is detached: free memory and call blockswap.attach again")
+
+
 def edited_in_forward(names: list[str]) -> UseError:
     """Return the error for weights that a forward changed."""
     first = ", ".join(names[:3])

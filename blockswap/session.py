@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, cast
+from threading import get_ident
+from typing import Any
 
 import torch
 from torch import nn
 
-from blockswap import _C, attached
+from blockswap import attached, preflight
 from blockswap.attempt import Attempt
 from blockswap.autocast import AutocastCache
 from blockswap.binding import ONE_CALLER, Gate, Unit
 from blockswap.blocks import Block, find_blocks, still_there
+from blockswap.callers import num_running
+from blockswap.claim import Claim
 from blockswap.config import SwapConfig
 from blockswap.errors import UseError
 from blockswap.hooks import Hooks
 from blockswap.learning import shape_key
 from blockswap.model_state import ModelState
-from blockswap.preflight import edited_in_forward, refuse_grad, refuse_whole_casts
 from blockswap.report import Report, State, Timeline
 from blockswap.retry import Retry
 from blockswap.steward import Steward
@@ -47,7 +48,7 @@ class Session:
         self._members = list(members_of(model).values())
         self._part_of = {member: part for part, member in enumerate(self._members)}.get
         self._cycle = Cycle(len(self._members))
-        self._inside = threading.Lock()
+        self._claim = Claim()
         self._autocast_cache = AutocastCache()
         self._hooks: Hooks | None = None
         self._state = ModelState(model, config, blocks, self.gate)
@@ -79,7 +80,7 @@ class Session:
         Raises:
             UseError: a forward runs.
         """
-        self._stop(detach=False)
+        self._between_forwards(lambda: self._let_go(detach=False))
 
     def resume(self) -> None:
         """Stream again after `pause`.
@@ -98,7 +99,7 @@ class Session:
         Raises:
             UseError: a forward runs.
         """
-        self._stop(detach=True)
+        self._between_forwards(lambda: self._let_go(detach=True))
 
     def refresh(self) -> None:
         """Make the next forward use weights that were changed through references taken earlier.
@@ -123,54 +124,37 @@ class Session:
             self._cycle.interrupt()
 
     # What the hooks call -------------------------------------------------------------------------
-
-    @property
-    def token(self) -> torch.Tensor:
-        """Return the tensor that keeps the ops in order."""
-        return self._state.token
-
-    @property
-    def binding(self) -> _C.Binding:
-        """Return what calls the ops for a leaf."""
-        return self._state.binding
-
-    @property
-    def units(self) -> dict[nn.Module, Unit]:
-        """Return the units by the module whose hooks announce them."""
-        return self._state.unit_of
-
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Open the gate; inside an open one, do nothing.
 
         Raises:
             UseError: another thread is inside, or autograd would need the weights later.
         """
-        if self.gate.is_open and self.gate.owner == threading.get_ident():
-            alone = self.gate.root in self.units
-            if self.gate.root is not module and not (alone and self.gate.is_stale()):
-                return
-            self.abort()  # it was interrupted: nothing told us
-        if not self._inside.acquire(blocking=False):
+        if self._claim.is_mine:
+            if self.gate.is_open:
+                alone = self.gate.root in self._state.unit_of
+                if self.gate.root is not module and not (alone and self.gate.is_stale()):
+                    return
+            self._recover()
+        if not self._claim.take():
             raise UseError(f"two forwards of {name_of(self.model)} at once: {ONE_CALLER}")
         try:
             if torch.is_grad_enabled():
                 needed = self._state.requires_grad()
-                refuse_grad(self.model, needed, (*args, *kwargs.values()))
+                preflight.refuse_grad(self.model, needed, (*args, *kwargs.values()))
             with torch.inference_mode(mode=False), torch.no_grad():
                 if self._state.is_restructured() or not self._state.reconcile():
                     self._rebuild()
                 continues = self._go_on(module, args, kwargs)
             self.retry.note()
-            self.gate.owner = threading.get_ident()
+            self.gate.owner = get_ident()
             self.gate.root, self.gate.live, self.gate.running = module, -1, None
             self.gate.is_whole = self._part_of(module) is not None
             self._state.begin_step(continues)
-            self._autocast_cache.turn_off(self.token.device.type)
+            self._autocast_cache.turn_off(self._state.token.device.type)
             self.gate.is_open = True
         except BaseException:
-            self._state.share.lift()
-            self.gate.owner, self.gate.root = 0, None
-            self._inside.release()
+            self._close()
             raise
 
     def leave(self, module: nn.Module, completed: bool = True) -> None:
@@ -183,15 +167,19 @@ class Session:
         Raises:
             UseError: the forward changed a weight.
         """
-        if self.gate.root is not module or self.gate.owner != threading.get_ident():
+        if self.gate.root is not module or self.gate.owner != get_ident():
             return
-        edited = self._close()
+        try:
+            edited = self._close()
+        except BaseException:
+            self.abort()
+            raise
         part = self._part_of(module)
         done = completed if part is None else self._cycle.leave(part, completed)
         if done is not None:
             self._steward.after_step(done)
         if edited:
-            raise edited_in_forward(edited)
+            raise preflight.edited_in_forward(edited)
 
     def relieve(self, error: torch.OutOfMemoryError, attempt: Attempt) -> bool:
         """Give memory back after PyTorch had none in a forward; whether to run it again."""
@@ -201,7 +189,7 @@ class Session:
 
     def abort(self) -> None:
         """Close the gate after an interruption; the next forward starts clean."""
-        if self.gate.is_open:
+        if self._claim.is_mine:
             self._close()
         self._cycle.interrupt()
 
@@ -212,8 +200,6 @@ class Session:
     def log_run(self, unit: Unit) -> None:
         """Note the order in which pieces begin to run."""
         self._steward.runs.append(unit.index)
-
-    # ---------------------------------------------------------------------------------------------
 
     def _go_on(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Begin a step, or go on with the open one; whether it goes on."""
@@ -228,12 +214,13 @@ class Session:
         return key is None
 
     def _start(self) -> None:
-        self._state.take()
         try:
+            self._state.take()
             self._steward.start()
             # Hooks hold the session weakly, the model holds it: so both can be collected.
             modules = [block.module for block in self._blocks]
             self._hooks = Hooks(weakref.proxy(self), self._members, modules)
+            self._hooks.open()
             for member in self._members:
                 attached.mark(member, self)
             self._place_hooks()
@@ -247,21 +234,28 @@ class Session:
             self._hooks.place(learns=self._steward.traces)
 
     def _between_forwards(self, act: Callable[[], None]) -> None:
-        if self.gate.is_stale():
-            self.abort()
-        if not self._inside.acquire(blocking=False):
+        if self._claim.is_mine and (self.gate.is_stale() or not self.gate.is_open):
+            self._recover()
+        if self._claim.is_mine or not self._claim.take():
             raise UseError("a forward runs: do this between forwards")
         try:
             act()
         finally:
-            self._inside.release()
+            self._claim.give_up()
+
+    def _recover(self) -> None:
+        """Close what Ctrl-C has left open: this thread still has the session, but is through.
+
+        Raises:
+            UseError: it is not: it opens or closes a forward, or does what must not meet one.
+        """
+        if num_running(self, ("enter", "leave", "abort", "_between_forwards")) > 1:
+            raise UseError(f"{name_of(self.model)} begins or ends a forward: {ONE_CALLER}")
+        self.abort()
 
     def _refuse_running(self) -> None:
         """Raise UseError if a forward runs."""
         self._between_forwards(lambda: None)
-
-    def _stop(self, detach: bool) -> None:
-        self._between_forwards(lambda: self._let_go(detach))
 
     def _let_go(self, detach: bool) -> None:
         if self._hooks is not None:
@@ -271,38 +265,46 @@ class Session:
             self._hooks = None
         self._steward.stop()
         self._state.give_back(detach)
+        self.retry.renew(None)
         self._cycle.interrupt()
         for member in self._members:
             attached.unmark(member, self, paused=not detach)
 
     def _close(self) -> list[str]:
+        """Close the gate, however much of it is open; the weights that the forward changed.
+
+        Broken off itself, it leaves this thread the session, so that it is called again.
+        """
         self.gate.is_open, self.gate.running, self.gate.root = False, None, None
         try:
-            edited = self._state.end_step()
-        finally:
-            self._autocast_cache.restore()
-            self.gate.owner = 0
-            self._inside.release()
+            edited = self._state.end_step() if self._state.is_taken else []
+        except Exception:
+            self._give_up()
+            raise
+        self._give_up()
         return edited
+
+    def _give_up(self) -> None:
+        self._autocast_cache.restore()
+        self.gate.owner = 0
+        self._claim.give_up()
 
     def _rebuild(self) -> None:
         """Take the model in anew: modules or parameters came, went or changed shape (LoRA)."""
-        refuse_whole_casts(self.model)
+        preflight.refuse_whole_casts(self.model)
         self._cycle.interrupt()
-        if self._hooks is not None:
-            self._hooks.remove()
-        self._hooks = None
-        self._steward.stop()
-        self._state.give_back(detach=False)
-        given = cast("tuple[nn.Module | str, ...] | None", self.config.blocks)
-        self._blocks = self._state.blocks = find_blocks(self.model, still_there(self.model, given))
         try:
+            if self._hooks is not None:
+                self._hooks.remove()
+            self._hooks = None
+            self._steward.stop()
+            self._state.give_back(detach=False)
+            given = still_there(self.model, self.config.blocks)
+            self._blocks = self._state.blocks = find_blocks(self.model, given)
             self._start()
-        except Exception as error:
-            if hasattr(error, "add_note"):  # Python 3.11
-                error.add_note(
-                    "the session is detached: free memory and call blockswap.attach again"
-                )
+        except BaseException as error:
+            self._let_go(detach=True)
+            preflight.note_detached(error)
             raise
 
     def __enter__(self) -> Session:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Hashable
 
 from blockswap.budget import bytes_of
+from blockswap.errors import CapError
 from blockswap.learning import (
     RELEARN_AFTER,
     SETTLING_STEPS_OF_HOST,
@@ -103,8 +104,12 @@ class Steward:
 
     def vacate(self) -> None:
         """Take everything off the device; the next forward puts it back."""
-        self._take_in()
-        self.plans.vacate()
+        try:
+            self._take_in()  # what the last step taught goes with the engine
+        except CapError:
+            self._completed = False  # the next forward learns it again
+        finally:
+            self.plans.vacate()
 
     def least_bytes(self) -> int | None:
         """Return what the next step takes on the device at least, if it is as the last one was.
@@ -165,7 +170,11 @@ class Steward:
         """Go on after a step that is complete; once, even if no memory is found for its plan."""
         completed, self._completed = self._completed, False
         if completed and self._key is not None:
-            self._advance(self.learned)
+            try:
+                self._advance(self.learned)
+            except CapError:
+                self._completed = True  # the next forward hears it, too
+                raise
 
     def _measures(self) -> bool:
         """Whether to time each piece of the next step: host and device pay for five events each."""

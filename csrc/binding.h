@@ -77,7 +77,7 @@ class Binding {
   void place_device(int32_t leaf, uint64_t address, const c10::Device& device, int32_t piece,
                     bool is_last);
   void bind();
-  // Returns the indices of parameters that the forward itself changed.
+  // Returns the indices of parameters that the forward itself changed; none if nothing is bound.
   std::vector<int64_t> unbind();
   // One parameter, for the rest of this forward, over a copy of its image on `device`.
   void divert(int64_t index, const c10::Device& device);

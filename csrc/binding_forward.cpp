@@ -111,6 +111,9 @@ void Binding::bind() {
 
 std::vector<int64_t> Binding::unbind() {
   std::vector<int64_t> edited;
+  if (!bound_) {
+    return edited;
+  }
   for (size_t i = 0; i < entries_.size(); ++i) {
     prefetch(i + kAhead);
     Entry& entry = entries_[i];

@@ -25,7 +25,7 @@ def test_opcheck_passes_on_a_live_session(device: str) -> None:
     x = torch.ones(1, 128, device=device)
     with torch.no_grad():
         model(x)
-    token = session.token
+    token = session._state.token
     weights = [torch.randn(4, 4, device=device), torch.randn(4, device=device)]
     torch.library.opcheck(torch.ops.blockswap.acquire_.default, (token, weights))
     outputs = [torch.randn(2, 2, device=device), torch.randn(3, device=device)]
@@ -39,14 +39,14 @@ def test_both_ops_refuse_tensors_that_require_grad(device: str) -> None:
     weights = [torch.ones(2, device=device, requires_grad=True)]
     plain = [torch.ones(2, device=device)]
     with pytest.raises(RuntimeError, match="no_grad"):
-        torch.ops.blockswap.acquire_(session.token, weights)
+        torch.ops.blockswap.acquire_(session._state.token, weights)
     with pytest.raises(RuntimeError, match="no_grad"):
-        torch.ops.blockswap.release_(session.token, plain, weights)
+        torch.ops.blockswap.release_(session._state.token, plain, weights)
     with pytest.raises(RuntimeError, match="no_grad"):
-        torch.ops.blockswap.release_(session.token, weights, plain)
+        torch.ops.blockswap.release_(session._state.token, weights, plain)
     with torch.no_grad():
-        torch.ops.blockswap.acquire_(session.token, weights)
-        torch.ops.blockswap.release_(session.token, plain, weights)
+        torch.ops.blockswap.acquire_(session._state.token, weights)
+        torch.ops.blockswap.release_(session._state.token, plain, weights)
     session.detach()
 
 

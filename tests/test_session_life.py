@@ -234,6 +234,8 @@ PLACES = [
     ("blockswap.steward.Steward.start", RuntimeError),
     ("blockswap.link.Link.measure", KeyboardInterrupt),
     ("blockswap.session.Hooks", RuntimeError),
+    ("blockswap.hooks._Door.open", KeyboardInterrupt),
+    ("blockswap.model_state.Casts.take", KeyboardInterrupt),
 ]
 
 
@@ -257,6 +259,55 @@ def test_failure_while_attaching_leaves_the_model_as_it_was(
     assert_same(model, right, X, 8)
     session.detach()
     assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "blockswap.session.find_blocks",
+        "blockswap.model_state._C.Engine",
+        "blockswap.host.Host.__init__",
+        "blockswap.fixed.FixedTensors.to_device",
+        "blockswap.steward.Steward.start",
+        "blockswap.hooks._Door.open",
+    ],
+)
+def test_taking_a_changed_model_in_anew_may_fail_and_detaches_it(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    model, right = make_pair()
+    session = attach_ready(model, X, offload=HALF)
+    for each in (model, right):
+        each.add_module("unused", torch.nn.Linear(2, 2).requires_grad_(False))
+    right.unused.load_state_dict(model.unused.state_dict())
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("from a test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, fail)
+        with pytest.raises(OSError, match="from a test") as failure:
+            model(X)
+    if hasattr(failure.value, "__notes__"):  # Python 3.11
+        assert "the session is detached" in failure.value.__notes__[0]
+    assert session.state == "detached"
+    assert_same(copy.deepcopy(model), right, X, 1)  # an ordinary model
+    session = attach(model, offload="3MiB")
+    assert_same(model, right, X, 4)
+    session.detach()
+
+
+def test_a_detached_session_keeps_no_memory_of_the_host() -> None:
+    model, _ = make_pair()
+    session = attach_ready(model, X, offload=HALF)
+    arena = weakref.ref(session._state.host.arena)
+    binding = weakref.ref(session._state.binding)
+    session.detach()
+    for parameter in model.parameters():
+        parameter.data = torch.zeros(1)  # the weights went elsewhere
+    gc.collect()
+    assert arena() is None and binding() is None
+    assert session.report().host_bytes == 0
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

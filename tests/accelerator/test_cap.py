@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import blockswap
+from blockswap.errors import CapError
 from blockswap.profile import Profile
 from tests.accelerator.conftest import TOTAL
 from tests.accelerator.test_elastic import Bursting, inputs, ready
@@ -201,3 +202,42 @@ def test_a_profile_plans_with_the_bytes_that_the_session_has_under_the_same_cap(
     _, request = profile.plan(base + 30 * MIB)
     # Inputs and the output, which PyTorch holds while it looks.
     assert granted.cap is not None and abs(request.budget_bytes - granted.cap) < 2**14
+
+
+@torch.no_grad()
+def test_a_later_input_that_leaves_too_little_for_the_options_streams_and_says_so(
+    base: int,
+) -> None:
+    model = Drawing(WIDTHS, seed=4).eval()
+    model.burst = 2 * MIB
+    larger = torch.cat([inputs(), inputs()])
+    expected = drawn(model, larger)
+    session = ready(model, vram=base + 40 * MIB, swap_space="8MiB")
+    model.burst = 32 * MIB
+    for _ in range(STEPS):
+        assert torch.equal(drawn(model, larger.to("fake")), expected)
+        assert (session.report().peak_device_bytes or 0) <= base + 40 * MIB
+    assert any(note.startswith("all streams: the cap leaves") for note in session.report().notes)
+    session.detach()
+
+
+@torch.no_grad()
+def test_options_that_no_input_leaves_room_for_are_refused_by_every_forward(base: int) -> None:
+    model = Chain(WIDTHS, seed=5)
+    session = blockswap.attach(
+        model, device="fake", vram=base + 24 * MIB, priorities={"layers.*": "pin"}
+    )
+    x = inputs().to("fake")
+
+    def refusal() -> str:
+        try:
+            model(x)
+        except CapError as error:
+            return str(error)
+        return ""
+
+    said = [text for text in (refusal() for _ in range(STEPS)) if text]
+    assert len(said) >= STEPS - 4 and len(set(said)) == 1
+    session.vacate()  # as ever
+    assert session.report().pool_bytes <= MIB
+    session.detach()
