@@ -39,7 +39,7 @@ from blockswap.blocks import find_blocks
 PLAIN, INSTALLED, POOLED = "torch", "install", "pool"
 ALLOCATORS = (PLAIN, INSTALLED, POOLED)
 GIB = 2**30
-TURNS = 20
+TURNS = 60
 # The cap of the burst: half of the leaves, and so much for activations.
 ACTIVATION_BYTES = 2 * GIB
 
@@ -199,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--model", default="flux", choices=zoo.KINDS)
     parser.add_argument("--size", default="full", choices=["full", "tiny"])
-    parser.add_argument("--steps", type=int, default=6, help="in each turn")
+    parser.add_argument("--steps", type=int, default=3, help="in each turn")
     parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()

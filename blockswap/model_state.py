@@ -148,7 +148,6 @@ class ModelState:
     def place(
         self,
         plan: _C.Plan,
-        request: _C.PlanRequest,
         order: list[int],
         runs: dict[int, tuple[int, int]],
     ) -> None:
@@ -156,7 +155,6 @@ class ModelState:
 
         Args:
             plan: which pieces stay, and where the others pass through.
-            request: what the plan was made for.
             order: leaf numbers, as the plan's pieces count them.
             runs: as `Learned.runs`.
         """
@@ -198,7 +196,7 @@ class ModelState:
         for unit in self.units.values():
             if unit is not small and unit.index not in planned:
                 self.binding.place_device(unit.index, 0, self.token, -1, False)
-        self.engine.load(plan, request, images, self.placement.ring, self.token)
+        self.engine.load(plan, images, self.placement.ring, self.token)
         for leaf in new:
             self.placement.copy(leaf)
 

@@ -265,7 +265,7 @@ class Plans:
         self.plan, self.request, self.order = plan, request, list(order)
         self.is_placed = False  # unless all of it succeeds
         self.budget.clear_for(bytes_of(plan) + self._state.small_bytes)
-        self._state.place(plan, request, self.order, learned.runs)
+        self._state.place(plan, self.order, learned.runs)
         self.is_placed = True
         self._totals.mispredicted += mispredicted
         self._totals.refetched += refetched

@@ -170,17 +170,17 @@ void bind_engine(py::module_& m) {
           py::arg("device"), py::arg("pinner"), py::arg("bytes"),
           py::call_guard<py::gil_scoped_release>(),
           "Has a ring of that size at most, 0 to end it, carry pageable images; returns its size.")
-      .def("load",
-           [](Engine& engine, const Plan& plan, const PlanRequest& request,
-              const std::vector<std::pair<uint64_t, bool>>& images, uint64_t ring,
-              const at::Tensor& token) {
-             std::vector<HostImage> from;
-             for (const auto& image : images) {
-               from.push_back(image_of(image));
-             }
-             engine.load(plan, request, std::move(from), reinterpret_cast<void*>(ring),
-                         current_stream(token.device()));
-           })
+      .def(
+          "load",
+          [](Engine& engine, const Plan& plan, const std::vector<std::pair<uint64_t, bool>>& images,
+             uint64_t ring, const at::Tensor& token) {
+            std::vector<HostImage> from;
+            for (const auto& image : images) {
+              from.push_back(image_of(image));
+            }
+            engine.load(plan, std::move(from), reinterpret_cast<void*>(ring),
+                        current_stream(token.device()));
+          })
       .def("stop", &Engine::stop, py::call_guard<py::gil_scoped_release>())
       .def("measure", &Engine::measure)
       .def("begin_step",

@@ -85,8 +85,8 @@ void Engine::destroy_events() {
   tracks_.clear();
 }
 
-void Engine::load(const Plan& plan, const PlanRequest& request, std::vector<HostImage> images,
-                  void* ring, Device::Stream compute) {
+void Engine::load(const Plan& plan, std::vector<HostImage> images, void* ring,
+                  Device::Stream compute) {
   if (images.size() != plan.pieces.size()) {
     throw UseError("a plan of " + std::to_string(plan.pieces.size()) + " pieces got " +
                    std::to_string(images.size()) + " images");
@@ -96,7 +96,7 @@ void Engine::load(const Plan& plan, const PlanRequest& request, std::vector<Host
   images_ = std::move(images);
   slots_.assign(plan_.pieces.size(), nullptr);
   tracks_.assign(plan_.pieces.size(), Track{});
-  schedule_ = std::make_unique<Schedule>(plan_, request, /*keep_spent=*/!options_.check);
+  schedule_ = std::make_unique<Schedule>(plan_, /*keep_spent=*/!options_.check);
   counters_ = Counters{};
   for (size_t i = 0; i < plan_.pieces.size(); ++i) {
     if (!plan_.pieces[i].resident) {
@@ -111,7 +111,7 @@ void Engine::load(const Plan& plan, const PlanRequest& request, std::vector<Host
   perform(compute);  // only fetches on copy streams
 }
 
-void Engine::stop() {
+void Engine::wait_for_all() {
   if (fetch_thread_) {
     fetch_thread_->drain();
   }
@@ -121,6 +121,16 @@ void Engine::stop() {
   if (stepped_) {
     device_->synchronize(last_compute_);
   }
+}
+
+void Engine::start_over() {
+  wait_for_all();
+  schedule_ = std::make_unique<Schedule>(plan_, /*keep_spent=*/!options_.check);
+  is_lost_ = false;
+}
+
+void Engine::stop() {
+  wait_for_all();
   destroy_events();
   schedule_.reset();
   plan_ = Plan{};
@@ -129,6 +139,7 @@ void Engine::stop() {
   stepped_ = false;
   measured_ = false;
   in_step_ = false;
+  is_lost_ = false;
   residents_pending_ = false;
 }
 
@@ -148,53 +159,64 @@ void Engine::wait_issued(int64_t fetch) {
 }
 
 void Engine::perform(Device::Stream compute) {
-  struct Clear {
-    std::vector<Action>& actions;
-    ~Clear() { actions.clear(); }
-  } const afterwards{actions_};  // also when an action throws: none is performed twice
-  for (const Action& action : actions_) {
-    Track& track = tracks_[static_cast<size_t>(action.piece)];
-    switch (action.kind) {
-      case Action::Kind::kRelease:
-        if (options_.check) {
-          device_->enqueue_fill(compute, slots_[static_cast<size_t>(action.piece)], kPoison,
-                                plan_.pieces[static_cast<size_t>(action.piece)].bytes);
-        }
-        device_->record(track.done, compute);
-        record_time(track.run_end, compute);
-        break;
-      case Action::Kind::kOutrun:
-        outrun_.push_back(track.ready);
-        break;
-      case Action::Kind::kFetch:
-        if (plan_.copy_on_compute) {
-          enqueue_fetch(action, compute);
-          wait_issued(track.fetch);  // before the stream's next work
-        } else {
-          enqueue_fetch(action, copy_streams_[next_copy_stream_]);
-          next_copy_stream_ = (next_copy_stream_ + 1) % copy_streams_.size();
-        }
-        break;
-      case Action::Kind::kWait:
-        record_time(track.wait_begin, compute);
-        if (measures_) {
-          track.run_copy = track.newest_copy;
-          track.run_is_timed = track.is_timed;
-          track.ran = true;
-        }
-        wait_for(track.ready, track.fetch, compute);
-        record_time(track.wait_end, compute);
-        break;
+  try {
+    for (const Action& action : actions_) {
+      perform(action, compute);
     }
+  } catch (...) {
+    actions_.clear();  // none is performed twice
+    outrun_.clear();
+    is_lost_ = true;
+    throw;
   }
+  actions_.clear();
   if (options_.check && schedule_) {
     schedule_->check_valid();
+  }
+}
+
+void Engine::perform(const Action& action, Device::Stream compute) {
+  Track& track = tracks_[static_cast<size_t>(action.piece)];
+  switch (action.kind) {
+    case Action::Kind::kRelease:
+      if (options_.check) {
+        device_->enqueue_fill(compute, slots_[static_cast<size_t>(action.piece)], kPoison,
+                              plan_.pieces[static_cast<size_t>(action.piece)].bytes);
+      }
+      device_->record(track.done, compute);
+      record_time(track.run_end, compute);
+      break;
+    case Action::Kind::kOutrun:
+      outrun_.push_back(track.ready);
+      break;
+    case Action::Kind::kFetch:
+      if (plan_.copy_on_compute) {
+        enqueue_fetch(action, compute);
+        wait_issued(track.fetch);  // before the stream's next work
+      } else {
+        enqueue_fetch(action, copy_streams_[next_copy_stream_]);
+        next_copy_stream_ = (next_copy_stream_ + 1) % copy_streams_.size();
+      }
+      break;
+    case Action::Kind::kWait:
+      record_time(track.wait_begin, compute);
+      if (measures_) {
+        track.run_copy = track.newest_copy;
+        track.run_is_timed = track.is_timed;
+        track.ran = true;
+      }
+      wait_for(track.ready, track.fetch, compute);
+      record_time(track.wait_end, compute);
+      break;
   }
 }
 
 void Engine::begin_step(Device::Stream compute, bool continues) {
   if (in_step_) {
     throw UseError("a step begins while another one runs");
+  }
+  if (is_lost_) {
+    start_over();
   }
   if (stepped_ && compute != last_compute_) {
     // The caller moved to another stream: what the old one still runs uses our slots.
@@ -231,6 +253,11 @@ void Engine::acquire(int32_t piece, Device::Stream compute) {
   if (!schedule_ || !in_step_) {
     throw UseError("piece " + std::to_string(piece) + " is acquired outside a step");
   }
+  if (is_lost_) {
+    throw DeviceError("piece " + std::to_string(piece) +
+                      ": the device failed earlier in this step, and what the ring holds is not "
+                      "known: run the model again");
+  }
   const Stopwatch watch(sums_.own);
   schedule_->acquire(piece, actions_);
   if (measures_) {
@@ -242,7 +269,7 @@ void Engine::acquire(int32_t piece, Device::Stream compute) {
 }
 
 void Engine::release(int32_t piece, Device::Stream compute) {
-  if (schedule_ && in_step_) {
+  if (schedule_ && in_step_ && !is_lost_) {
     const Stopwatch watch(sums_.own);
     schedule_->release(piece, actions_);
     perform(compute);
@@ -256,7 +283,7 @@ void Engine::end_step(Device::Stream compute) {
   in_step_ = false;
   last_compute_ = compute;
   stepped_ = true;  // also where what follows throws: stop() has to wait for this stream
-  if (schedule_) {
+  if (schedule_ && !is_lost_) {
     const Stopwatch watch(sums_.own);
     schedule_->end(actions_);
     perform(compute);
@@ -272,7 +299,7 @@ void Engine::end_step(Device::Stream compute) {
 }
 
 void Engine::invalidate(int32_t piece) {
-  if (!schedule_) {
+  if (!schedule_ || is_lost_) {
     return;
   }
   if (in_step_) {

@@ -81,8 +81,7 @@ class Engine {
 
   // Takes over a plan. images[i] = piece i on the host; those of residents are not looked at. Slots
   // lie at ring + slot_offset. Fetching ahead starts at once, behind what `compute` has enqueued.
-  void load(const Plan& plan, const PlanRequest& request, std::vector<HostImage> images, void* ring,
-            Device::Stream compute);
+  void load(const Plan& plan, std::vector<HostImage> images, void* ring, Device::Stream compute);
   // Waits for all copies; forgets the plan. Safe to call twice.
   void stop();
 
@@ -91,6 +90,7 @@ class Engine {
   void measure(bool on) { measures_ = on; }
   // A step may run in parts, each with a begin and an end; all but the first one `continue` it.
   void begin_step(Device::Stream compute, bool continues = false);
+  // Throws DeviceError; what the ring holds is then not known, and the next step fetches it anew.
   void acquire(int32_t piece, Device::Stream compute);
   void release(int32_t piece, Device::Stream compute);
   // Also after an exception: gives back what is live.
@@ -117,7 +117,7 @@ class Engine {
                       Device::Stream compute);
   const Counters& counters();
   // The piece that was acquired and not yet released; -1: none.
-  int32_t live() const { return schedule_ ? schedule_->live() : -1; }
+  int32_t live() const { return schedule_ && !is_lost_ ? schedule_->live() : -1; }
   Device& device() { return *device_; }
 
  private:
@@ -143,6 +143,9 @@ class Engine {
   class Stopwatch;
 
   void perform(Device::Stream compute);
+  void perform(const Action& action, Device::Stream compute);
+  void wait_for_all();
+  void start_over();
   void record_time(Device::Event event, Device::Stream stream);
   void enqueue_fetch(const Action& action, Device::Stream stream);
   int64_t enqueue(const Fetch& fetch);
@@ -165,6 +168,7 @@ class Engine {
   int64_t residents_fetch_ = 0;  // number of the last one
   bool stepped_ = false;
   bool in_step_ = false;
+  bool is_lost_ = false;  // an action failed: what the schedule believes did not happen
   bool measures_ = true;
   bool measured_ =
       false;  // measured_begin_, measured_end_ and the tracks hold a whole step's times

@@ -6,7 +6,7 @@
 
 namespace blockswap {
 
-Schedule::Schedule(const Plan& plan, const PlanRequest&, bool keep_spent)
+Schedule::Schedule(const Plan& plan, bool keep_spent)
     : positions_(plan.pieces.size(), -1),
       fetches_ahead_(!plan.copy_on_compute),
       keep_spent_(keep_spent) {

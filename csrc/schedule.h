@@ -34,7 +34,7 @@ struct Action {
 class Schedule {
  public:
   // keep_spent = false: a released piece is poisoned, so its bytes never serve again.
-  Schedule(const Plan& plan, const PlanRequest& request, bool keep_spent);
+  Schedule(const Plan& plan, bool keep_spent);
 
   // The model is about to run `piece` (an index into Plan::pieces, streamed).
   void acquire(int32_t piece, std::vector<Action>& actions);

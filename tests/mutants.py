@@ -234,4 +234,11 @@ MUTANTS = [
         ";",
         "caching_pool_growth",
     ),
+    Mutant(
+        "what a failed copy left is believed",
+        "engine.cpp",
+        "    is_lost_ = true;\n    throw;",
+        "    throw;",
+        "engine",
+    ),
 ]

@@ -36,11 +36,11 @@ TEST(a_freed_block_is_had_on_another_stream_only_when_its_work_is_over) {
 
 TEST(work_enqueued_behind_a_freed_block_does_not_keep_it) {
   Fixture f;
-  void* first = f.use(40 * kMiB, kA);  // large enough to be marked when it is freed
+  void* first = f.use(136 * kMiB, kA);  // large enough to be marked when it is freed
   f.pool->free(first, kA);
   f.device->enqueue(kA);
   f.device->finish(kA, 1);
-  CHECK(f.use(40 * kMiB, kB) == first);
+  CHECK(f.use(136 * kMiB, kB) == first);
 }
 
 TEST(a_block_that_another_stream_uses_waits_for_it) {

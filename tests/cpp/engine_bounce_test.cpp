@@ -8,6 +8,7 @@
 using namespace blockswap;
 using blockswap::test::Fixture;
 using blockswap::test::run_any_order;
+using blockswap::test::run_failing_copies;
 using blockswap::test::run_outrun;
 using blockswap::test::ThreadDevice;
 
@@ -133,6 +134,10 @@ TEST(a_failed_copy_is_told_to_who_waits_for_it_and_a_new_plan_starts_clean) {
   }
   f.device->synchronize(f.compute);
   CHECK(f.wrong == 0);
+}
+
+TEST(a_step_that_a_failed_copy_of_the_thread_breaks_off_leaves_the_next_one_right) {
+  run_failing_copies(kBounce);
 }
 
 TEST(the_ring_is_as_large_as_the_system_pins_and_none_is_right_too) {

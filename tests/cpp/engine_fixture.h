@@ -60,7 +60,7 @@ struct Fixture {
     for (size_t i = 0; i < images.size(); ++i) {
       from.push_back({images[i].data(), engine.bounce_bytes() == 0});
     }
-    engine.load(plan, request, from, ring.data(), compute);
+    engine.load(plan, from, ring.data(), compute);
     for (size_t i = 0; i < images.size(); ++i) {
       if (plan.pieces[i].resident) {
         copy_resident(i);
@@ -133,6 +133,27 @@ inline void run_any_order(unsigned seed, int64_t bounce_bytes) {
       f.step(order);
     }
     f.device->synchronize(f.compute);
+    CHECK(f.wrong == 0);
+  }
+}
+
+// Any one copy fails, in any state of the ring; steps that broke off are followed by right ones.
+inline void run_failing_copies(int64_t bounce_bytes) {
+  for (int64_t copies = 1; copies <= 24; ++copies) {
+    Fixture f({512, 256, 768, 256, 512}, std::vector<bool>(5, false), 1024, copies % 2 == 0,
+              1 + static_cast<int>(copies % 3), -1, bounce_bytes);
+    f.device->copies_until_failure = copies;
+    int failed = 0;
+    for (int step = 0; step < 12; ++step) {
+      try {
+        f.step(f.all());
+      } catch (const DeviceError&) {
+        ++failed;
+        f.engine.end_step(f.compute);
+      }
+    }
+    f.device->synchronize(f.compute);
+    CHECK(failed == 1);
     CHECK(f.wrong == 0);
   }
 }

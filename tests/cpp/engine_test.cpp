@@ -11,6 +11,7 @@
 using namespace blockswap;
 using blockswap::test::Fixture;
 using blockswap::test::run_any_order;
+using blockswap::test::run_failing_copies;
 using blockswap::test::run_outrun;
 
 namespace {
@@ -58,6 +59,24 @@ TEST(a_step_that_breaks_off_leaves_the_next_one_right) {
     }
     f.engine.end_step(f.compute);
   }
+  f.device->synchronize(f.compute);
+  CHECK(f.wrong == 0);
+}
+
+TEST(a_step_that_a_failed_copy_breaks_off_leaves_the_next_one_right) { run_failing_copies(0); }
+
+TEST(a_step_goes_no_further_once_the_device_has_failed_in_it) {
+  Fixture f({512, 256, 768, 256}, std::vector<bool>(4, false), 1024, false);
+  f.engine.begin_step(f.compute);
+  f.run(0);
+  f.device->copies_until_failure = 1;
+  CHECK_THROWS(f.run(1), DeviceError, "the copy failed");
+  CHECK_THROWS(f.run(2), DeviceError, "the device failed earlier in this step");
+  CHECK(f.engine.live() == -1);
+  f.engine.invalidate(1);
+  f.engine.end_step(f.compute);
+  f.wrong = 0;
+  f.step(f.all());
   f.device->synchronize(f.compute);
   CHECK(f.wrong == 0);
 }
