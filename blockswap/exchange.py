@@ -14,6 +14,8 @@ from blockswap.attached import KEY, session_of
 from blockswap.components import Components
 from blockswap.session import Session
 
+CONFIG = "_internal_dict"  # of a diffusers pipeline; never changed, always exchanged
+
 
 class Follower(Protocol):
     """What is told."""
@@ -40,32 +42,73 @@ def listen(pipeline: type, cast: Callable[[Any, torch.dtype], None]) -> None:
 
 
 def _tell_exchanges(pipeline: type) -> None:
-    """Tell of attributes that are set; one stays what it was where the session raises.
+    """Tell of components that are set, deleted or registered; see `_told`."""
 
-    `register_modules`, and with it every loader of diffusers, sets attributes, too.
-    """
-    owner = next(cls for cls in pipeline.__mro__ if "__setattr__" in vars(cls))
+    def set_attribute(original: Any, pipe: Any, name: str, value: object) -> None:
+        if _is_component(value, vars(pipe).get(name)):
+            _told(pipe, [name], lambda: original(pipe, name, value))
+        else:  # a call of the pipeline sets many
+            original(pipe, name, value)
+
+    def delete_attribute(original: Any, pipe: Any, name: str) -> None:
+        _told(pipe, [name], lambda: original(pipe, name))
+
+    def register_modules(original: Any, pipe: Any, **modules: Any) -> None:
+        _told(pipe, modules, lambda: original(pipe, **modules))
+
+    _wrap(pipeline, "__setattr__", set_attribute)
+    _wrap(pipeline, "__delattr__", delete_attribute)
+    if hasattr(pipeline, "register_modules"):  # every loader of diffusers ends there
+        _wrap(pipeline, "register_modules", register_modules)
+
+
+def _wrap(pipeline: type, name: str, around: Callable[..., None]) -> None:
+    """Exchange a method where it is defined, once; ``around`` gets the original one first."""
+    owner = next(cls for cls in pipeline.__mro__ if name in vars(cls))
     owner = pipeline if owner is object else owner
-    original: Any = owner.__setattr__
+    original: Any = getattr(owner, name)
     if hasattr(original, "tells_blockswap"):
         return
 
     @functools.wraps(original)
-    def set_attribute(pipe: Any, name: str, value: object) -> None:
-        session: Follower | None = vars(pipe).get(KEY)
-        before = vars(pipe).get(name)
-        original(pipe, name, value)
-        is_exchange = value is not before and any(isinstance(v, nn.Module) for v in (value, before))
-        if session is None or not is_exchange:
-            return
-        try:
-            session._follow()
-        except BaseException:
-            original(pipe, name, before)
-            raise
+    def method(pipe: Any, *args: Any, **kwargs: Any) -> None:
+        around(original, pipe, *args, **kwargs)
 
-    set_attribute.tells_blockswap = True  # type: ignore[attr-defined]
-    owner.__setattr__ = set_attribute  # type: ignore[method-assign, assignment]
+    method.tells_blockswap = True  # type: ignore[attr-defined]
+    setattr(owner, name, method)
+
+
+def _told(pipe: Any, names: Collection[str], change: Callable[[], None]) -> None:
+    """Change components, and tell their session once; where it refuses, all is what it was.
+
+    Args:
+        pipe: the pipeline.
+        names: of the attributes that change, and with them the config: that is what is saved.
+        change: does it.
+    """
+    attributes = vars(pipe)
+    if KEY not in attributes:
+        change()
+        return
+    before = {name: attributes[name] for name in (*names, CONFIG) if name in attributes}
+    session: Follower = attributes.pop(KEY)  # what is set meanwhile is told of with the rest
+    try:
+        try:
+            change()
+        finally:
+            attributes[KEY] = session
+        pairs = [(before.get(name), attributes.get(name)) for name in names]
+        if any(old is not new and _is_component(old, new) for old, new in pairs):
+            session._follow()
+    except BaseException:
+        for name in (*names, CONFIG):
+            attributes.pop(name, None)
+        attributes.update(before)
+        raise
+
+
+def _is_component(*values: object) -> bool:
+    return any(isinstance(value, nn.Module) for value in values)
 
 
 def _tell_casts(pipeline: type, cast: Callable[[Any, torch.dtype], None]) -> None:

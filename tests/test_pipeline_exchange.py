@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import weakref
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxImg2ImgPipeline
+from diffusers import AutoencoderTiny, FluxImg2ImgPipeline
 from pipeline_pair import Edit, Pair
 from pipelines import denoiser_of, draw, make, noise, with_large_encoder
 from test_pipeline import tree
@@ -170,6 +171,71 @@ def test_refused_component_leaves_the_pipeline_as_it_was(flux: Pair) -> None:
     assert np.array_equal(flux.draw(output_type="np"), plain)
     flux.settle()
     assert flux.session.report().parts["transformer"].streamed_bytes > 0
+
+
+def test_refused_component_leaves_what_is_saved_as_it_was(flux: Pair, tmp_path: Path) -> None:
+    before = dict(flux.pipe.config)
+    tiny = AutoencoderTiny()
+    tiny._hf_hook = object()
+    with pytest.raises(ConfigError):
+        flux.pipe.transformer = None
+    for given in ({"vae": tiny}, {"transformer": None}):
+        with pytest.raises(ConfigError):
+            flux.pipe.register_modules(**given)
+    assert dict(flux.pipe.config) == before
+    flux.pipe.save_pretrained(tmp_path / "saved")
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert index["transformer"] == ["diffusers", "FluxTransformer2DModel"]
+
+
+def test_one_refused_of_several_components_leaves_all_of_them(flux: Pair) -> None:
+    plain, before, parts = flux.draw(output_type="np"), flux.pipe.config, flux.pipe.components
+    refused = copy.deepcopy(flux.right.text_encoder)
+    refused._hf_hook = object()
+    with pytest.raises(ConfigError, match=r"pipe\.text_encoder"):
+        flux.pipe.register_modules(vae=AutoencoderTiny(), text_encoder=refused)
+    assert flux.pipe.components == parts
+    assert dict(flux.pipe.config) == dict(before)
+    assert np.array_equal(flux.draw(output_type="np"), plain)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("when", ["running", "paused"])
+def test_deleted_component_leaves_the_session_and_memory(
+    streams: bool, when: str, tmp_path: Path
+) -> None:
+    pipe, call = make("flux", tmp_path)
+    with torch.no_grad():
+        embeds = pipe.encode_prompt("a red fox", None)[:2]
+    given = {"prompt": None, "height": 64, "width": 64, "output_type": "latent"}
+    call |= given | dict(zip(("prompt_embeds", "pooled_prompt_embeds"), embeds, strict=True))
+    expected = draw(pipe, call)
+    if streams:
+        with_large_encoder(pipe)
+    with blockswap.attach(pipe, device="cpu", vram="16MiB", offload="1GB") as session:
+        assert ("text_encoder_2" in session.sessions) == streams
+        draw(pipe, call)
+        gone = [weakref.ref(t) for t in (pipe.text_encoder_2, *pipe.text_encoder_2.parameters())]
+        if when == "paused":
+            session.pause()
+        del pipe.text_encoder_2
+        if when == "paused":
+            session.resume()
+        gc.collect()
+        assert not any(ref() is not None for ref in gone)
+        assert "text_encoder_2" not in {**session.sessions, **session.report().guests}
+        assert np.array_equal(draw(pipe, call), expected)
+
+
+def test_deleted_denoiser_is_refused_as_none_in_its_place_is(flux: Pair) -> None:
+    plain, old = flux.draw(), flux.pipe.transformer
+    with pytest.raises(ConfigError) as none:
+        flux.pipe.transformer = None
+    with pytest.raises(ConfigError) as deleted:
+        del flux.pipe.transformer
+    assert str(deleted.value) == str(none.value)
+    assert flux.pipe.transformer is old
+    assert np.array_equal(flux.draw(), plain)
 
 
 def test_exchange_in_a_forward_is_refused(flux: Pair) -> None:
