@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,8 @@ from blockswap.guests import CALLS, Guest
 from blockswap.pieces import find_leaves
 from blockswap.sizes import format_bytes
 
-DENOISERS = ("transformer", "unet", "controlnet", "prior")  # and what begins so: transformer_2
+# A combined pipeline has a prior_prior, and beside it a prior_text_encoder, which is none.
+DENOISER = re.compile(r"(transformer|unet|prior|prior_prior)(_\d+)?|controlnet.*")
 # A component with more weights than this streams: whole, it would not compute before all of it has
 # come, and take room from weights that are used in every step.
 MOST_WHOLE_BYTES = 2 * 2**30
@@ -36,7 +38,7 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     """Return the models of a pipeline that run each step, by name; each module once."""
     found: dict[str, nn.Module] = {}
     for name, part in pipe.components.items():
-        if not isinstance(part, nn.Module) or not name.startswith(DENOISERS):
+        if not isinstance(part, nn.Module) or not DENOISER.fullmatch(name):
             continue
         nets = getattr(part, "nets", None)  # several ControlNets in one
         parts = {f"{name}.nets.{i}": net for i, net in enumerate(nets)} if nets else {name: part}
@@ -77,6 +79,7 @@ class Components:
         denoisers = denoisers_of(pipe)
         if not denoisers:
             raise ConfigError(_nothing_streams(pipe))
+        _refuse_shared(denoisers)
         memory = DeviceMemory(config.target_device())
         cap = config.resolve(memory.total_bytes()).vram_bytes
         room = cap if cap is not None else memory.available_bytes()
@@ -138,6 +141,24 @@ def _nothing_streams(pipe: Any) -> str:
         f"{type(pipe).__name__} has no transformer, unet or controlnet to stream"
         f" ({way_out if parts else 'it has no model at all'})"
     )
+
+
+def _refuse_shared(models: dict[str, nn.Module]) -> None:
+    """Refuse a module of two models: the session of one would take the other's fetch for an edit.
+
+    Modules that share a parameter, and no more, are tied weights: each session knows of it.
+    """
+    known: dict[nn.Module, tuple[str, str]] = {}
+    for name, model in models.items():
+        for path, module in model.named_modules(prefix=f"pipe.{name}"):
+            if module not in known:
+                known[module] = name, path
+            elif (theirs := known[module])[0] != name and any(map(weights_of, module.modules())):
+                part = f"pipe.{name.partition('.')[0]}"
+                raise ConfigError(
+                    f"{theirs[1]} and {path} are one module, and two models cannot stream it: give"
+                    f" one of them its own, such as {part} = copy.deepcopy({part})"
+                )
 
 
 def _once(config: SwapConfig, cap: int | None, module: nn.Module) -> SwapConfig:
