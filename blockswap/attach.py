@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Collection
 from types import FrameType
@@ -118,6 +119,11 @@ def _attach_models(
     whole = models[0] if len(models) == 1 else Together(models)
     blocks = find_blocks(whole, config.blocks)
     _refuse_impossible(whole, blocks, config, leaving)
+    if "diffusers" in sys.modules:  # we import it for nobody: that takes seconds
+        with contextlib.suppress(ImportError):  # old ones have no group offloading
+            from blockswap import shim
+
+            shim.watch_group_offloading()
     return Session(whole, config, blocks)
 
 

@@ -1,4 +1,4 @@
-"""Which session streams a model: a mark on the model while attached, a list of paused ones."""
+"""Which models are attached: each bears a mark, paused ones are on a list, all held ones, too."""
 
 from __future__ import annotations
 
@@ -17,30 +17,41 @@ KEY = "_blockswap_session"
 # A paused model bears no trace; attaching it again finds its session here.
 _paused: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()
 
+# Models that stream, and components that come whole for their turn.
+_held: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
 
 def mark(model: nn.Module, session: Session) -> None:
     """Note on a model that a session streams it; it cannot be copied or pickled meanwhile."""
     model.__dict__[KEY] = session
-    refuse_copies(model)
+    hold(model)
 
 
 def unmark(model: nn.Module, session: Session, paused: bool) -> None:
     """Take a session's own mark off; a paused session is found again by its model."""
     if model.__dict__.get(KEY) is session:
-        allow_copies(model)  # before the mark, by which it is found
+        let_go(model)  # before the mark goes, by which it is found
         del model.__dict__[KEY]
     if paused:
         _paused[model] = weakref.ref(session)
 
 
-def refuse_copies(module: nn.Module) -> None:
-    """Refuse to copy or pickle a module whose calls go through functions of ours."""
+def hold(module: nn.Module) -> None:
+    """Note that we move a module's weights; its calls go through functions of ours: no copies."""
+    _held.add(module)
     module.__dict__["__reduce_ex__"] = _refuse_copy
 
 
-def allow_copies(module: nn.Module) -> None:
-    """Allow it again."""
+def let_go(module: nn.Module) -> None:
+    """Note that we move them no more."""
+    _held.discard(module)
     module.__dict__.pop("__reduce_ex__", None)
+
+
+def held_with(module: nn.Module) -> nn.Module | None:
+    """Return what we hold that is this module, or is a part of it, or has it as a part."""
+    inside = set(module.modules())
+    return next((held for held in list(_held) if not inside.isdisjoint(held.modules())), None)
 
 
 def session_of(model: nn.Module) -> Session | None:

@@ -17,6 +17,7 @@ from blockswap.device_memory import DeviceMemory
 from blockswap.errors import CapError, ConfigError, UseError
 from blockswap.guests import CALLS, Guest
 from blockswap.pieces import find_leaves
+from blockswap.preflight import refuse_group_offloading
 from blockswap.sizes import format_bytes
 
 # A combined pipeline has a prior_prior, and beside it a prior_text_encoder, which is none.
@@ -72,7 +73,8 @@ class Components:
             before: how they were sorted; what is still there keeps its place and its share.
 
         Raises:
-            ConfigError: nothing runs each step, or accelerate offloads a component.
+            ConfigError: nothing runs each step, two denoisers share a module, or a component is
+                offloaded otherwise.
             CapError: a component that cannot stream does not fit under the cap.
             UseError: a denoiser more would need a share of the cap.
         """
@@ -184,6 +186,7 @@ def _others_of(pipe: Any, streamed: set[nn.Module]) -> dict[str, nn.Module]:
                 raise ConfigError(
                     f"accelerate offloads pipe.{name}: call pipe.remove_all_hooks() first"
                 )
+            refuse_group_offloading(part, f"pipe.{name}")
             others[name] = part
     return others
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from blockswap import _C
-from blockswap.attached import allow_copies, refuse_copies
+from blockswap.attached import hold, let_go
 from blockswap.attempt import OURS, Attempt, Stillness
 from blockswap.binding import TurnGate, Unit, WatchedParameters, unwatch, weights_of
 from blockswap.home import Home
@@ -145,7 +145,7 @@ class Guest:
         def before(_module: nn.Module, _args: object) -> None:
             stage.begin(self)
 
-        refuse_copies(self.module)
+        hold(self.module)
         try:
             self.pin()
             for module in self.module.modules():
@@ -190,7 +190,7 @@ class Guest:
     def unwatch(self) -> None:
         """Take the hooks off, and leave pinned memory."""
         self.unpin()
-        allow_copies(self.module)
+        let_go(self.module)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

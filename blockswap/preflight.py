@@ -62,7 +62,7 @@ def check_attachable(model: object) -> None:
     require_module(model)
     assert isinstance(model, nn.Module)
     _refuse_accelerate(model)
-    _refuse_group_offloading(model)
+    refuse_group_offloading(model)
     refuse_whole_casts(model)
     parameters = dict(model.named_parameters())
     if not parameters:
@@ -101,12 +101,21 @@ def _accelerate_hooks(hook: Any) -> Iterator[Any]:
             yield from _accelerate_hooks(inner)
 
 
-def _refuse_group_offloading(model: nn.Module) -> None:
+def refuse_group_offloading(model: nn.Module, component: str | None = None) -> None:
+    """Refuse a model whose weights diffusers moves.
+
+    Args:
+        model: it.
+        component: its name if it is one of a pipeline.
+
+    Raises:
+        ConfigError: it does.
+    """
     for name, module in model.named_modules():
         hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", None)
         if not isinstance(hooks, dict):
             continue
-        where = f"module {name!r}" if name else "the model"
+        where = component or (f"module {name!r}" if name else "the model")
         for hook_name, hook in hooks.items():
             if type(hook).__module__.partition(".")[0] == "blockswap":
                 continue  # our own shim goes by diffusers' name

@@ -3,7 +3,8 @@
 One hook on the root module under diffusers' own name makes `pipe._execution_device` and
 `model.device` tell the device, and makes `pipe.to()` and `enable_model_cpu_offload()` keep their
 hands off. LoRA loaders take the hook off and apply group offloading again with its config: that one
-function is wrapped, so that ours comes back instead.
+function is wrapped, so that ours comes back instead. Group offloading itself is refused there: the
+weights would have two owners.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from typing import Any
 import torch
 from diffusers.hooks import HookRegistry, ModelHook, group_offloading
 from torch import nn
+
+from blockswap.attached import held_with
+from blockswap.errors import ConfigError
 
 NAME = "group_offloading"
 
@@ -54,7 +58,7 @@ class Shim(ModelHook):  # type: ignore[misc]  # diffusers is untyped
 
 def register(model: nn.Module, config: ShimConfig) -> None:
     """Put the shim on a model."""
-    _wrap_reapply()
+    watch_group_offloading()
     if "_diffusers_hook" not in model.__dict__:
         _given_a_registry.add(model)
     registry = HookRegistry.check_if_exists_or_initialize(model)
@@ -76,7 +80,8 @@ def remove(model: nn.Module) -> None:
     _given_a_registry.discard(model)
 
 
-def _wrap_reapply() -> None:
+def watch_group_offloading() -> None:
+    """Put ours in the place of diffusers' function, for good: every way to it ends there."""
     original = group_offloading._apply_group_offloading
     if getattr(original, "knows_blockswap", False):
         return
@@ -85,6 +90,11 @@ def _wrap_reapply() -> None:
     def apply(module: nn.Module, config: Any) -> None:
         if isinstance(config, ShimConfig):
             register(module, config)
+        elif (held := held_with(module)) is not None:
+            raise ConfigError(
+                f"blockswap moves the weights of {type(held).__name__}: two owners of one weight"
+                " give wrong values. Do without group offloading, or call session.detach() first"
+            )
         else:
             original(module, config)
 

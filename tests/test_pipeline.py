@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.hooks import apply_group_offloading
 from pipelines import draw, make
 
 import blockswap
@@ -189,3 +190,48 @@ def test_cap_too_small_for_another_component_is_refused_by_name() -> None:
 
     with pytest.raises(CapError, match=r"pipe\.text_encoder has 1.0 MiB.*cap is 512.0 KiB"):
         blockswap.attach(Pipe(), device="cpu", vram="512KiB")
+
+
+HOW = {"onload_device": torch.device("cpu"), "offload_type": "leaf_level"}
+WAYS = {
+    "pipeline": lambda pipe: pipe.enable_group_offload(**HOW),
+    "denoiser": lambda pipe: pipe.transformer.enable_group_offload(**HOW),
+    "vae": lambda pipe: pipe.vae.enable_group_offload(**HOW),
+    "function": lambda pipe: apply_group_offloading(pipe.transformer, **HOW),
+    "part": lambda pipe: apply_group_offloading(pipe.transformer.transformer_blocks[1], **HOW),
+    "whole": lambda pipe: apply_group_offloading(torch.nn.ModuleList([pipe.transformer]), **HOW),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_group_offloading_is_refused_while_attached_and_allowed_after(
+    way: str, flux: tuple[Any, dict[str, Any]]
+) -> None:
+    pipe, call = flux
+    expected = draw(pipe, call)
+    session = blockswap.attach(pipe, device="cpu", offload=2)
+    before = tree(pipe)
+    with pytest.raises(ConfigError, match=r"two owners of one weight.*session\.detach\(\)"):
+        WAYS[way](pipe)
+    assert tree(pipe) == before
+    assert np.array_equal(draw(pipe, call), expected)
+    session.detach()
+    WAYS[way](pipe)
+    assert np.array_equal(draw(pipe, call), expected)
+    with pytest.raises(ConfigError, match="group offloading is enabled"):
+        blockswap.attach(pipe, device="cpu", offload=2)
+
+
+@pytest.mark.parametrize("way", ["denoiser", "function", "part"])
+def test_group_offloading_of_a_model_that_streams_alone_is_refused(
+    way: str, flux: tuple[Any, dict[str, Any]]
+) -> None:
+    pipe, call = flux
+    expected = draw(pipe, call)
+    with blockswap.attach(pipe.transformer, device="cpu", offload=2):
+        with pytest.raises(ConfigError, match="moves the weights of FluxTransformer2DModel"):
+            WAYS[way](pipe)
+        pipe.vae.enable_group_offload(**HOW)  # theirs to place
+        assert np.array_equal(draw(pipe, call), expected)
+    WAYS[way](pipe)
+    assert np.array_equal(draw(pipe, call), expected)
