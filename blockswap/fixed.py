@@ -41,6 +41,8 @@ class FixedTensors:
             buffer.nbytes for buffer in buffers if buffer is not None
         )
 
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
     def to_device(self) -> None:
         """Bring them to the device; on failure everything is where it was."""
         try:
@@ -49,6 +51,8 @@ class FixedTensors:
             self.to_origin()
             raise
 
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
     def to_origin(self) -> None:
         """Bring them back to where each one came from.
 

@@ -62,6 +62,23 @@ class Stage(Protocol):
         """Hear that memory was out; True: there is more now, call again."""
 
 
+@dataclass(frozen=True)
+class _Away:
+    """One tensor that is on the device for a turn.
+
+    Attributes:
+        tensor: it.
+        home: its values in host memory.
+        layout: of what came to the device.
+        version: of it; None: not counted.
+    """
+
+    tensor: torch.Tensor
+    home: torch.Tensor
+    layout: tuple[object, ...]
+    version: int | None
+
+
 class Guest:
     """One component: a text encoder, a VAE.
 
@@ -97,7 +114,7 @@ class Guest:
         self._pins = pins and device.type != "cpu"
         self._home: Home | None = None
         self._known: set[torch.Tensor] = set()  # when its turn began
-        self._away: list[tuple[torch.Tensor, torch.Tensor, int | None]] = []
+        self._away: list[_Away] = []
         self._handles: list[RemovableHandle] = []
         self._calls: dict[str, Callable[..., Any]] = {}
 
@@ -111,6 +128,7 @@ class Guest:
         """Return the bytes of its parameters and buffers."""
         return sum(t.nbytes for t in self._tensors())
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def go_home(self) -> None:
         """Go to the host's memory for good: from there it comes for its turns."""
@@ -199,6 +217,7 @@ class Guest:
                 delattr(self.module, name)
         self._calls.clear()
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def enter(self) -> None:
         """Move to the device; on failure nothing has moved."""
@@ -215,7 +234,7 @@ class Guest:
                 _C.set_data(tensor, home.to(self._device, non_blocking=runs_on))
                 # Operators write running statistics without counting a version.
                 version = tensor._version if isinstance(tensor, nn.Parameter) else None
-                self._away.append((tensor, home, version))
+                self._away.append(_Away(tensor, home, _layout(tensor), version))
             self.watch_reads()
         except BaseException:
             self.leave()
@@ -234,28 +253,44 @@ class Guest:
         unwatch(self._plain)
         self._plain.clear()
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def leave(self) -> None:
         """Go back to where the tensors were; what came in meanwhile goes with them."""
         # `p.data += delta` counts no version: who read a weight may have written it.
         read = {weight for unit in self.gate.touched for weight in unit.weights}
         if self._away:
-            origin = self._away[0][1].device
+            origin = self._away[0].home.device
             for tensor in self._tensors():
                 if tensor not in self._known and tensor.device == self._device:
                     _C.set_data(tensor, tensor.detach().to(origin))
         while self._away:
-            tensor, home, version = self._away[-1]
-            if tensor.device == self._device:  # else somebody moved it: theirs from now on
-                if tensor in read or tensor._version != version:
-                    home.copy_(tensor)
-                _C.set_data(tensor, home)
+            away = self._away[-1]
+            if away.tensor.device == self._device:  # else somebody moved it: theirs from now on
+                _C.set_data(away.tensor, self._values_of(away, away.tensor in read))
             self._away.pop()
         self.gate.touched.clear()
         self._known.clear()
         self.unwatch_reads()
 
+    def _values_of(self, away: _Away, is_read: bool) -> torch.Tensor:
+        """Return what a tensor is in host memory after a turn."""
+        tensor, home = away.tensor, away.home
+        if _layout(tensor) == away.layout:
+            if is_read or tensor._version != away.version:
+                home.copy_(tensor)
+            return home
+        # It was cast, say: pipelines make a VAE float32 for a call, and float16 before it ends.
+        room = None if self._home is None else self._home.room_for(tensor)
+        return tensor.detach().to(home.device) if room is None else room.copy_(tensor)
+
     def _tensors(self) -> list[torch.Tensor]:
         modules = list(self.module.modules())
         weights = dict.fromkeys(w for module in modules for w in weights_of(module))
         return [*weights, *self.module.buffers()]
+
+
+def _layout(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Return what two tensors have in common where one can be copied into the other as it is."""
+    strides = tensor.stride() if tensor.layout is torch.strided else ()
+    return tensor.dtype, tensor.layout, tensor.shape, strides

@@ -23,6 +23,8 @@ class Home:
         device: where they come to; if its driver refuses to pin, as slowly as before.
     """
 
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
     def __init__(self, tensors: Iterable[torch.Tensor], device: torch.device) -> None:
         movable = _apart([tensor for tensor in tensors if _is_plain(tensor)])
         layout = _C.HostArena.make_layout([tensor.nbytes for tensor in movable])
@@ -30,11 +32,13 @@ class Home:
         self.arena = _C.HostArena(total, chunks)
         memory = (ctypes.c_uint8 * max(1, total)).from_address(self.arena.address)
         memory.arena = self.arena  # kept by every tensor over it
+        self._rooms: dict[torch.Tensor, torch.Tensor] = {}
         for tensor, offset in zip(movable, offsets, strict=True):
             flat = torch.frombuffer(memory, dtype=torch.uint8, count=tensor.nbytes, offset=offset)
             room = flat.view(tensor.dtype).as_strided(tensor.size(), tensor.stride())
             room.copy_(tensor.detach())
             _C.set_data(tensor, room)
+            self._rooms[tensor] = room
         self.arena.pin(_C.Pinner(_C.make_device(device.type, device.index or 0)))
 
     def holds(self, tensor: torch.Tensor) -> bool:
@@ -42,6 +46,13 @@ class Home:
         begin, total = int(self.arena.address), int(self.arena.bytes)
         is_inside = begin <= tensor.data_ptr() < begin + total
         return is_inside and self.arena.pinned_bytes == total
+
+    def room_for(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Return where a tensor lay here, if it would fill the place as it did."""
+        room = self._rooms.get(tensor)
+        if room is None or (room.dtype, room.shape) != (tensor.dtype, tensor.shape):
+            return None
+        return room if room.stride() == tensor.stride() else None
 
     def unpin(self) -> None:
         """Leave ordinary memory behind."""

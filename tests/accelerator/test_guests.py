@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from torch._dynamo.testing import CompileCounter
 
 import blockswap
 from blockswap.guests import Guest
-from tests.pipelines import draw, make
+from tests.pipelines import draw, make, with_large_encoder
+from tests.test_pipeline_exchange import other_vae
 
 
 @torch.no_grad()
@@ -179,3 +182,96 @@ def test_a_compiled_part_of_a_component_is_traced_whole_and_once(
         for _ in range(3):
             assert np.array_equal(draw(pipe, call, **small), expected)
     assert traced.frame_count == 1
+
+
+def test_vae_that_a_call_upcasts_for_decoding_is_low_precision_again_and_pinned(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    (right, call), (pipe, _) = make("sdxl", tmp_path), make("sdxl", tmp_path)
+    call |= {"height": 64, "width": 64}
+    for each in (right, pipe):
+        each.to(torch.float16)
+        each.vae.register_to_config(force_upcast=True)
+    right.to("fake")
+    expected = [draw(right, call) for _ in range(2)]
+    with blockswap.attach(pipe, device="fake", offload="4MB") as session:
+        for picture in expected:
+            assert np.array_equal(draw(pipe, call), picture)
+            assert all(
+                p.dtype == q.dtype == torch.float16
+                for p, q in zip(pipe.vae.parameters(), right.vae.parameters(), strict=True)
+            )
+            home = next(guest for guest in session._guests if guest.name == "vae")._home
+            assert home is not None and all(home.holds(p) for p in pipe.vae.parameters())
+    assert {p.dtype for p in pipe.vae.parameters()} == {torch.float16}
+    assert np.array_equal(draw(pipe.to("fake"), call), expected[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pins", [False, True])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda vae: vae.to(torch.float64),
+        lambda vae: vae.to(memory_format=torch.channels_last),
+        lambda vae: [setattr(p, "data", p.data.new_ones(2, 3)) for p in vae.parameters()],
+    ],
+    ids=["dtype", "memory format", "shape"],
+)
+def test_other_dtype_layout_or_shape_given_in_a_turn_stays(
+    accelerator: ModuleType, pins: bool, edit: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    (pipe, _), (right, _) = make("sdxl", tmp_path), make("sdxl", tmp_path)
+    objects = list(pipe.vae.parameters())
+    guest = Guest("vae", pipe.vae, torch.empty(0, device="fake").device, pins)
+    guest.pin()
+    for turn in range(2):
+        guest.enter()
+        if turn == 0:
+            edit(pipe.vae)
+        guest.leave()
+    edit(right.vae)
+    for i, (p, q) in enumerate(zip(pipe.vae.parameters(), right.vae.parameters(), strict=True)):
+        assert p is objects[i]
+        assert p.device.type == "cpu"
+        assert (p.dtype, p.stride()) == (q.dtype, q.stride())
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("host_memory", [None, "8MiB"])
+def test_attaching_and_drawing_in_inference_mode_leaves_weights_that_can_be_trained(
+    accelerator: ModuleType, tmp_path: Path, host_memory: str | None
+) -> None:
+    pipe, call = make("flux", tmp_path)
+    call |= {"height": 64, "width": 64}
+    with_large_encoder(pipe)  # streams
+    given = other_vae(pipe)
+    parts = (*pipe.components.values(), given)
+    models = [part for part in parts if isinstance(part, nn.Module)]
+    cap = accelerator.memory_allocated() + 28 * 2**20
+    given.to("fake")  # goes to host memory when the pipeline is given it
+    options = {} if host_memory is None else {"host_memory": host_memory}
+
+    def inference() -> list[torch.Tensor]:
+        tensors = [t for model in models for t in [*model.parameters(), *model.buffers()]]
+        return [tensor for tensor in tensors if tensor.is_inference()]
+
+    with torch.inference_mode():
+        session = blockswap.attach(pipe, device="fake", vram=cap, **options)
+        assert inference() == []
+        draw(pipe, call)
+        pipe.vae = given
+        assert inference() == []
+        draw(pipe, call)
+        pipe.vae.encode(torch.zeros(1, 3, 64, 64, device="fake"))  # its turn goes on
+        assert inference() == []
+        session.pause()
+        session.resume()
+        assert inference() == []
+        session.detach()
+    assert inference() == []
+    for model in (pipe.text_encoder, pipe.text_encoder_2):
+        model.requires_grad_(True)
+        output = model(torch.zeros(1, 4, dtype=torch.long)).last_hidden_state
+        output.sum().backward()
+        assert next(model.parameters()).grad is not None
