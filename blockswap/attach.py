@@ -10,14 +10,15 @@ from typing import Any, overload
 
 from torch import nn
 
-from blockswap.attached import session_of
+from blockswap.attached import KEY, session_of
 from blockswap.blocks import Block, find_blocks, list_counts
-from blockswap.components import is_pipeline
+from blockswap.components import Components, is_pipeline
 from blockswap.config import SwapConfig
 from blockswap.device_memory import DeviceMemory
 from blockswap.errors import ConfigError, UseError
+from blockswap.exchange import attached
 from blockswap.pieces import Leaves, find_leaves, image_bytes
-from blockswap.pipeline import PipelineSession, attach_pipeline
+from blockswap.pipeline import PipelineSession
 from blockswap.preflight import check_attachable
 from blockswap.request import Requests
 from blockswap.session import Session
@@ -95,7 +96,7 @@ def attach(
     if others:
         return _attach_models([model, *others], config)
     if is_pipeline(model):
-        return attach_pipeline(model, config, _attach_model)
+        return _attach_pipeline(model, config)
     return _attach_model(model, config)
 
 
@@ -202,3 +203,31 @@ def _refuse_running(model: nn.Module) -> None:
                     f"a forward of {type(model).__name__} runs: attach before or after it"
                 )
             walk = walk.f_back
+
+
+def _attach_pipeline(pipe: Any, config: SwapConfig) -> PipelineSession:
+    """Attach every denoiser of a pipeline; nothing stays attached when one is refused.
+
+    Args:
+        pipe: a diffusers pipeline.
+        config: as for one model; denoisers share ``vram`` by their weights.
+
+    Raises:
+        ConfigError: nothing to stream, or as for one model.
+        CapError: another component does not fit under ``vram``.
+        UseError: it is attached with other settings.
+    """
+    live = pipe.__dict__.get(KEY)
+    if isinstance(live, PipelineSession) and live.state == "detached":
+        live.detach()  # what is left of it
+    elif isinstance(live, PipelineSession):
+        if different := live.config.differences(config):
+            raise UseError(
+                f"{type(pipe).__name__} is attached with other settings"
+                f" ({', '.join(different)} differ): call session.detach() first"
+            )
+        live.resume()
+        return live
+    parts = Components.of(pipe, config)
+    with attached(parts, _attach_model) as sessions:
+        return PipelineSession(pipe, config, sessions, parts, _attach_model)

@@ -67,8 +67,11 @@ class PipelineSession:
 
     @property
     def state(self) -> State:
-        """Return the state of the denoiser that is least far: "learning" before "ready"."""
-        if self._is_detached:
+        """Return the state of the denoiser that is least far: "learning" before "ready".
+
+        It is "detached" where anything that streams is: memory was short when it was taken in anew.
+        """
+        if self._is_detached or any(s.state == "detached" for s in self.sessions.values()):
             return "detached"
         order: tuple[State, ...] = ("detached", "paused", "learning", "ready")
         return min((session.state for session in self._denoisers), key=order.index)
@@ -226,8 +229,8 @@ class PipelineSession:
         from blockswap import shim
 
         looks = shim.ShimConfig(self.config.target_device())
-        for session in self.sessions.values():
-            before = partial(self._begin, session)
+        for name, session in self.sessions.items():
+            before = partial(self._begin, name, session)
             for module in entrances(session.model, is_denoiser=session in self._denoisers):
                 self._handles.append(module.register_forward_pre_hook(before, prepend=True))
             shim.register(session.model, looks)
@@ -251,11 +254,17 @@ class PipelineSession:
             shim.remove(guest.module)  # it keeps the forward that it found, which is ours
             guest.unwatch()
 
-    def _begin(self, session: Session, _module: nn.Module, _args: object) -> None:
+    def _begin(self, name: str, session: Session, _module: nn.Module, _args: object) -> None:
+        if session.state == "detached":
+            raise UseError(
+                f"pipe.{name} is detached, and the pipeline's session needs it: call"
+                " blockswap.attach(pipe, ...) again, or detach() on that session"
+            )
         self._turns.stream(session)
 
     def _end_call(self) -> None:
-        self._turns.end()
+        for session in (self, *self._sharing()):  # their hooks brought what we have in common, too
+            session._turns.end()
         type(self.pipe).maybe_free_model_hooks(self.pipe)
 
     def _to(self, *args: Any, **kwargs: Any) -> Any:
@@ -277,36 +286,9 @@ class PipelineSession:
             for module in shared:
                 module.to(dtype=dtype)
             for guest in session._guests:
-                if guest.module in shared:
+                if guest.module in shared and session._handles:  # not while paused
                     guest.pin()
 
     def _record(self, part: str) -> None:
         if self._recorder is not None:
             self._recorder.note(part)
-
-
-def attach_pipeline(pipe: Any, config: SwapConfig, attach: Any) -> PipelineSession:
-    """Attach every denoiser of a pipeline; nothing stays attached when one is refused.
-
-    Args:
-        pipe: a diffusers pipeline.
-        config: as for one model; denoisers share ``vram`` by their weights.
-        attach: attaches one model under a config.
-
-    Raises:
-        ConfigError: nothing to stream, or as for one model.
-        CapError: another component does not fit under ``vram``.
-        UseError: it is attached with other settings.
-    """
-    live = pipe.__dict__.get(KEY)
-    if isinstance(live, PipelineSession):
-        if different := live.config.differences(config):
-            raise UseError(
-                f"{type(pipe).__name__} is attached with other settings"
-                f" ({', '.join(different)} differ): call session.detach() first"
-            )
-        live.resume()
-        return live
-    parts = Components.of(pipe, config)
-    with attached(parts, attach) as sessions:
-        return PipelineSession(pipe, config, sessions, parts, attach)

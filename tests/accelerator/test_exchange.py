@@ -125,3 +125,19 @@ def test_dtype_of_a_pipeline_made_meanwhile_reaches_a_component_in_its_turn(
             assert np.array_equal(draw(pipe, call), expected)
     assert all_devices(pipe) == {"cpu"}
     assert {p.dtype for p in pipe.text_encoder_2.parameters()} == {torch.float64}
+
+
+def test_dtype_of_a_pipeline_made_while_paused_pins_nothing_before_resume(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    (right, call), (pipe, _) = make("flux", tmp_path), make("flux", tmp_path)
+    call |= {"height": 64, "width": 64}
+    expected = on_fake(right.to(torch.float64), call)
+    with blockswap.attach(pipe, device="fake", offload="4MB") as session:
+        session.pause()
+        FluxImg2ImgPipeline.from_pipe(pipe, dtype=torch.float64)
+        assert all(guest.pinned_bytes == 0 for guest in session.report().guests.values())
+        session.resume()
+        for guest in session.report().guests.values():
+            assert guest.pinned_bytes >= guest.weight_bytes
+        assert np.array_equal(draw(pipe, call), expected)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxImg2ImgPipeline
 from torch import nn
 
 import blockswap
@@ -211,6 +212,26 @@ def test_moving_the_pipeline_away_leaves_it_streamed(
         draw(pipe, call)
         pipe.to("cpu")
         assert np.array_equal(draw(pipe, call), expected)
+
+
+def test_a_call_of_one_of_two_pipelines_leaves_nothing_of_both_on_the_device(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call = make("flux", tmp_path)
+    call |= {"height": 64, "width": 64}
+    other = FluxImg2ImgPipeline.from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    redrawn = call | {"image": torch.zeros(1, 3, 64, 64), "strength": 0.9}
+    expected = on_fake(pipe, call), on_fake(other, redrawn)
+    first = blockswap.attach(pipe, device="fake", offload="4MB")
+    second = blockswap.attach(other, config=first.config)
+    for _ in range(2):
+        for each, given, picture in ((pipe, call, expected[0]), (other, redrawn, expected[1])):
+            assert np.array_equal(draw(each, given), picture)
+            left = {name: d for name, d in devices(each).items() if name != "transformer"}
+            assert set(left.values()) == {"cpu"}
+    first.detach()
+    second.detach()
 
 
 def test_weights_changed_during_a_turn_are_kept(accelerator: ModuleType) -> None:
