@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import weakref
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 
 import torch
 
@@ -21,20 +21,27 @@ from blockswap.sizes import format_bytes
 logger = logging.getLogger("blockswap")
 
 
-@dataclass(frozen=True)
 class Denoiser:
-    """A denoiser that stays on the device while a visitor computes."""
+    """A denoiser that stays on the device while a visitor computes.
 
-    session: Session
+    Weakly: what a visitor's `Share` has noted for its end leads here, and outlives a pipeline that
+    is dropped.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = weakref.ref(session)
 
     @property
     def bytes(self) -> int:
         """Return what its pool holds."""
-        return self.session._state.memory.pool_bytes
+        session = self._session()
+        return 0 if session is None else session._state.memory.pool_bytes
 
     def leave(self) -> None:
         """Give it back until its next step."""
-        self.session.vacate()
+        session = self._session()
+        if session is not None:
+            session.vacate()
 
 
 class Turns:

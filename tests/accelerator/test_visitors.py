@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -224,3 +225,20 @@ def test_a_pipeline_that_lies_on_the_device_streams_its_encoder_as_well(
             assert np.array_equal(draw(pipe, call), expected)
     assert {p.device.type for p in pipe.text_encoder_2.parameters()} == {"fake"}
     pipe.to("cpu")
+
+
+def test_a_pipeline_that_is_dropped_while_its_denoiser_stayed_beside_its_encoder_is_collected(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    before = accelerator.memory_allocated()
+    pipe, call, cap = capped(accelerator, tmp_path)
+    session = blockswap.attach(pipe, device="fake", vram=cap)
+    for _ in range(9):
+        draw(pipe, call)
+    assert session.sessions["text_encoder_2"]._state.memory.neighbour_bytes > 0
+    parts = (pipe, session, *session.sessions.values(), pipe.transformer, pipe.text_encoder_2)
+    gone = [weakref.ref(part) for part in parts]
+    del pipe, session, parts
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * len(gone)
+    assert accelerator.memory_allocated() <= before
