@@ -49,13 +49,20 @@ class Pool:
         return 0
 
 
-def measured(throttle: float | None = None, room: int | None = None) -> tuple[Link, Engine]:
+def measured(
+    throttle: float | None = None,
+    room: int | None = None,
+    ring: int = 2**25,
+    chunk: int = 2**30,
+) -> tuple[Link, Engine]:
     engine = Engine()
-    link = Link(cast("Any", engine), throttle)
-    arena = SimpleNamespace(bytes=2**30, address=4096, is_pinned=lambda *_: True)
+    link = Link(cast("Any", SimpleNamespace(engine=engine)), throttle)
+    arena = SimpleNamespace(
+        bytes=2**30, address=4096, is_pinned=lambda *_: True, chunk_end=lambda _: chunk
+    )
     host = SimpleNamespace(arena=arena)
     pool = Pool()
-    link.measure(cast("Host", host), cast("Any", pool), torch.empty(0), room, True)
+    link.measure(cast("Host", host), cast("Any", pool), torch.empty(0), room, ring, True)
     assert not pool.held
     return link, engine
 
@@ -82,6 +89,15 @@ def test_a_real_step_teaches_no_speed_beyond_the_throttle() -> None:
 def test_the_measurement_keeps_to_the_room_that_a_cap_leaves() -> None:
     assert measured(room=2**20)[1].probed_bytes == 2**20
     assert measured()[1].probed_bytes == PROBE_BYTES
+
+
+def test_the_measurement_takes_no_more_than_the_smallest_ring_where_nothing_is_left() -> None:
+    assert measured(room=0, ring=300_000)[1].probed_bytes == 300_000
+    assert measured(room=0)[1].probed_bytes == 2**20
+
+
+def test_the_measurement_crosses_no_end_of_a_chunk_that_was_pinned_apart() -> None:
+    assert measured(chunk=2**24)[1].probed_bytes == 2**24
 
 
 @pytest.mark.parametrize("throttle", [None, 25.0])
