@@ -228,15 +228,19 @@ class Modes:
             yield {"verdict": "lowest cap"} | judge_lowest(lowest)
 
     def _lowest(self, mode: str, row: Row, layerwise: Lowest | None) -> Lowest:
-        """Search for a mode's lowest cap; another mode begins where layerwise failed."""
+        """Search for a mode's lowest cap.
+
+        Another mode begins where layerwise failed, or where it ran if it never did: what differs
+        between brackets by rounding says nothing.
+        """
         low, high = bracket(row, smallest_ring_bytes(self._model, mode == LAYERWISE))
-        failed = None if layerwise is None else layerwise.fails_at_bytes
-        low = low if failed is None else failed
+        start = layerwise and (layerwise.fails_at_bytes or layerwise.runs_at_bytes)
+        low = start or low
 
         def try_cap(cap: int) -> str:
             return self._try(mode, cap)
 
-        return find_lowest(try_cap, low, max(high, low + 1), TRIES, starts_low=failed is not None)
+        return find_lowest(try_cap, low, max(high, low + 1), TRIES, starts_low=bool(start))
 
     def _measure(self, options: dict[str, Any]) -> Row:
         given = self._scaled(options) | {"throttle": LINK_GB_PER_S}
