@@ -15,7 +15,8 @@ from blockswap.room import MOST_CAP_MARGIN_BYTES
 
 NUM_CAPS = 12
 SMALLEST_RING = 1.5  # of the largest leaf, under the first cap
-SAMPLE_S = 2e-3
+# What a step takes stays until the next one. Asked every 2 ms, the driver slowed the steps.
+SAMPLE_S = 25e-3
 
 
 @dataclass(frozen=True)

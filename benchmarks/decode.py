@@ -25,6 +25,7 @@ import torch
 import blockswap
 from benchmarks import command_line, write_rows
 from benchmarks.caps import DeviceWatch, Ends
+from benchmarks.quiet import quiet_ms
 from blockswap.bench import zoo
 from blockswap.bench.core import quiet_core
 from blockswap.bench.head import make_head
@@ -135,9 +136,14 @@ def run_under(pipe: Any, cap: int | None, expected: np.ndarray, how: dict[str, A
         report = session.report()
     unet, vae = report.parts["unet"], report.guests["vae"]
 
+    def steps_of(calls: list[Call]) -> list[float]:
+        return [ms for one in calls for ms in one.steps_ms]
+
     def median(calls: list[Call]) -> float | None:
-        steps = [ms for one in calls for ms in one.steps_ms]
-        return statistics.median(steps) if steps else None
+        return statistics.median(steps_of(calls)) if steps_of(calls) else None
+
+    def quiet(calls: list[Call]) -> float | None:
+        return quiet_ms(steps_of(calls)) if steps_of(calls) else None
 
     peak = max(unet.peak_device_bytes or 0, vae.peak_bytes or 0)
     return {
@@ -147,6 +153,8 @@ def run_under(pipe: Any, cap: int | None, expected: np.ndarray, how: dict[str, A
         "bit_identical": all(np.array_equal(one.result, expected) for one in images),
         "step_ms": median(images),
         "latent_step_ms": median(latents),
+        "quiet_step_ms": quiet(images),
+        "quiet_latent_step_ms": quiet(latents),
         "first_step_ms": [one.steps_ms[0] for one in images if one.steps_ms],
         "resident_bytes": in_calls.resident_bytes,
         "leaf_bytes": unet.leaf_bytes,
@@ -192,7 +200,7 @@ def measure(size: str, steps: int, numbers: list[int], device: str) -> Iterator[
             row |= {"driver_peak_bytes": watch.peak_bytes, "driver_before_bytes": before}
         row = {"model": "sdxl", "engine": "blockswap", "number": number} | row
         label = "no cap" if cap is None else f"cap {cap / GIB:.3f} GiB"
-        keys = ("status", "step_ms", "latent_step_ms", "holds", "bit_identical")
+        keys = ("status", "quiet_step_ms", "quiet_latent_step_ms", "holds", "bit_identical")
         print(label, {key: row.get(key) for key in keys}, flush=True)
         yield row
 
@@ -201,7 +209,7 @@ def main() -> None:
     """Run what the command line names."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--size", default="full", choices=["full", "tiny"])
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--numbers", default="", help="of the caps, such as 0,12; default all 13")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()

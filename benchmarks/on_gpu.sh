@@ -20,7 +20,8 @@
 #   benchmarks/on_gpu.sh demo                  make demo
 #   benchmarks/on_gpu.sh pipeline:flux         a full-size pipeline, unswapped and streamed: the same picture
 #   benchmarks/on_gpu.sh pipelines:flux,wan22  whole calls under one cap against the least they can take
-#   benchmarks/on_gpu.sh caps:flux[:0,12]      a model under twelve caps and the smallest, or those numbers
+#   benchmarks/on_gpu.sh caps:flux[:0,12[:2]]  a model under twelve caps and the smallest, or those
+#                                              numbers; so many timed steps
 #   benchmarks/on_gpu.sh decode[:0,12]         SDXL with VAE decode under twelve caps and the smallest, or those numbers
 #   benchmarks/on_gpu.sh contention            what a busy link costs the host
 #   benchmarks/on_gpu.sh neighbour             a session beside a program that takes and returns memory
@@ -119,9 +120,9 @@ measure() {
         limited "${PIPELINES_S:-400}" $PYTHON -m benchmarks.pipelines --models "${what#pipelines:}" \
           --out "$OUT/$stamp-$(tr , _ <<<"${what#pipelines:}")-pipelines.json" || failed=1 ;;
       caps:*)
-        IFS=: read -r _ model numbers <<<"$what"
+        IFS=: read -r _ model numbers steps <<<"$what"
         limited "${CAPS_S:-500}" $PYTHON -m benchmarks.cap_sweep --model "$model" --numbers "${numbers:-}" \
-          --steps "${CAPS_STEPS:-20}" \
+          --steps "${steps:-20}" \
           --out "$OUT/$stamp-$model${numbers:+-$(tr , _ <<<"$numbers")}-cap-sweep.json" || failed=1 ;;
       decode | decode:*)
         numbers=${what#decode} numbers=${numbers#:}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import math
 import multiprocessing
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.quiet import quiet_ms
 from blockswap.bench.core import fastest_core
 from blockswap.bench.rows import Row
 
@@ -88,46 +90,41 @@ class Worker:
             self.row["status"] = f"failed: exit status {self._process.exitcode}"
 
 
-def quiet_turns(pace: Sequence[float]) -> list[int]:
-    """Return the turns in which the host was fastest, before and after, most quiet first.
-
-    Args:
-        pace: ms of what shows it: before each turn, and after the last.
-    """
-    slower = [max(pair) for pair in itertools.pairwise(pace)]
-    return sorted(range(len(slower)), key=slower.__getitem__)
-
-
 def compare(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with each one's time and output beside those of the first.
+    """Return the rows with each one's quiet time and output beside those of the first.
 
-    Times are compared in the turns in which the first was fastest, before and after; what the
-    others took plays no part in that. If the first has no times, nothing is claimed.
+    Beside the first stands what chance does: every second of its spells over the others. If it has
+    no times, nothing is claimed.
     """
     first = rows[0]
     if "spells_ms" not in first:
         return list(rows)
-    pace = first["spells_ms"]
-    counted = quiet_turns(pace)[: max(1, (len(pace) - 1) // 2)]
+    spells = first["spells_ms"]
 
-    def over_first(spells: Sequence[float]) -> float:
-        return float(statistics.median(2 * spells[i] / (pace[i] + pace[i + 1]) for i in counted))
+    def beside_first(row: Row) -> Row:
+        if row is first:
+            ratio = quiet_ms(spells[1::2] or spells) / quiet_ms(spells[::2])
+        elif len(row.get("spells_ms", ())) == len(spells):
+            ratio = quiet_ms(row["spells_ms"]) / quiet_ms(spells)
+        else:
+            return row  # it missed turns
+        return row | {"step_ratio": ratio, "identical": row["sha256"] == first["sha256"]}
 
-    return [
-        row
-        | {
-            "step_ratio": over_first(row["spells_ms"]),
-            "identical": row["sha256"] == first["sha256"],
-        }
-        if len(row.get("spells_ms", ())) >= len(pace) - 1
-        else row
-        for row in rows
-    ]
+    return [beside_first(row) for row in rows]
 
 
-def run_in_turns(workers: Sequence[Worker], turns: int) -> None:
-    """Time all, one after the other on the same core, so many times; the first also at the end."""
-    for turn in range(turns + 1):
+def run_in_turns(workers: Sequence[Worker], turns: int, within_s: float = math.inf) -> None:
+    """Time all, one after the other on the same core, so many times.
+
+    Args:
+        workers: whom to time.
+        turns: how often at most.
+        within_s: no turn begins later, but for the first one.
+    """
+    until = time.monotonic() + within_s
+    for turn in range(turns):
+        if turn > 0 and time.monotonic() > until:
+            break
         core = fastest_core()
-        for worker in workers if turn < turns else workers[:1]:
+        for worker in workers:
             worker.take_turn(core)

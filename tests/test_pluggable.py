@@ -17,7 +17,8 @@ import torch
 
 from benchmarks.accounts import Account, Block, blocks_in_use, bytes_inside, live_blocks
 from benchmarks.pluggable import digest
-from benchmarks.workers import Worker, compare, quiet_turns, run_in_turns
+from benchmarks.quiet import quiet_ms
+from benchmarks.workers import Worker, compare, run_in_turns
 from blockswap import _C
 from blockswap.bench.rows import Row
 
@@ -92,20 +93,21 @@ def row(allocator: str, spells_ms: list[float], sha256: str) -> Row:
     return {"allocator": allocator, "status": "ok", "spells_ms": spells_ms, "sha256": sha256}
 
 
-def test_the_turns_count_in_which_the_host_was_fast_before_and_after() -> None:
-    assert quiet_turns([60.0, 61.0, 90.0, 62.0, 62.5]) == [0, 3, 1, 2]
+def test_the_quiet_time_is_that_of_the_fastest_quarter() -> None:
+    assert quiet_ms([90.0, 61.0, 60.0, 62.0, 500.0, 70.0, 64.0, 66.0]) == 60.5
+    assert quiet_ms([70.0, 60.0]) == 60.0
 
 
-def test_rows_are_set_beside_the_first_in_its_quietest_turns() -> None:
+def test_rows_are_set_beside_the_first_by_their_own_quiet_times() -> None:
     failed = {"allocator": "pool", "status": "failed: exit status 1"}
-    first = row("torch", [100.0, 100.0, 200.0, 104.0, 96.0], "a")
-    rows = compare([first, row("install", [102.0, 500.0, 500.0, 102.0], "b"), failed])
-    assert [one.get("step_ratio") for one in rows[1:]] == [1.02, None]
+    first = row("torch", [100.0, 104.0, 200.0, 300.0], "a")
+    rows = compare([first, row("install", [500.0, 500.0, 102.0, 500.0], "b"), failed])
+    assert [one.get("step_ratio") for one in rows] == [1.04, 1.02, None]
     assert [one.get("identical") for one in rows] == [True, False, None]
 
 
 def test_a_row_that_missed_turns_is_not_compared() -> None:
-    rows = compare([row("torch", [100.0] * 5, "a"), row("install", [100.0] * 3, "a")])
+    rows = compare([row("torch", [100.0] * 4, "a"), row("install", [100.0] * 3, "a")])
     assert "step_ratio" not in rows[1]
 
 
@@ -135,10 +137,10 @@ def test_workers_time_their_steps_in_turns_and_say_something_last(tmp_path: Path
     run_in_turns(workers, 3)
     first, second = (worker.end() for worker in workers)
     assert second["spells_ms"] == [0.0, 20.0, 40.0]
-    assert log.read_text() == "abababa"
+    assert log.read_text() == "ababab"
     assert first["last"] == "a" and second["last"] == second["name"] == "b"
-    assert first["spells_ms"] == [0.0, 20.0, 40.0, 60.0]
-    assert (first["step_ms_min"], first["step_ms"], first["step_ms_max"]) == (0.0, 25.0, 90.0)
+    assert first["spells_ms"] == [0.0, 20.0, 40.0]
+    assert (first["step_ms_min"], first["step_ms"], first["step_ms_max"]) == (0.0, 20.0, 60.0)
     assert first["status"] == "ok"
 
 
@@ -150,6 +152,12 @@ def test_a_worker_that_dies_is_told_of_and_the_others_go_on(tmp_path: Path) -> N
     dead, alive = (worker.end() for worker in workers)
     assert dead["status"] == "failed: exit status 3" and dead["spells_ms"] == [0.0]
     assert alive["status"] == "ok" and len(alive["spells_ms"]) == 3
+
+
+def test_no_turn_begins_when_time_is_up_but_for_the_first(tmp_path: Path) -> None:
+    worker = Worker({}, times_steps, tmp_path / "log", "a", 9)
+    run_in_turns([worker], 3, within_s=0.0)
+    assert worker.end()["spells_ms"] == [0.0]
 
 
 @pytest.mark.slow
