@@ -22,9 +22,10 @@ from benchmarks import command_line, write_rows
 from benchmarks.caps import NUM_CAPS, DeviceWatch, Ends
 from benchmarks.models import tokens_of
 from blockswap.bench import zoo
+from blockswap.bench.core import quiet_core
 from blockswap.bench.head import make_head
 from blockswap.bench.rows import GIB, Row, measure, one_line, smallest_ring_bytes
-from blockswap.bench.timing import Resident, measure_resident
+from blockswap.bench.timing import Resident, measure_resident, timed_steps
 
 
 def find_ends(model: nn.Module, inputs: dict[str, Any]) -> Ends:
@@ -37,12 +38,18 @@ def find_ends(model: nn.Module, inputs: dict[str, Any]) -> Ends:
     return Ends(base, smallest_ring_bytes(model), base + report.streamed_bytes)
 
 
-def about_cap(row: Row, resident: Resident) -> Row:
-    """Return what the sweep promises: the cap holds, and the step is near its frontier."""
+def about_cap(row: Row, resident: Resident, link_gb_per_s: float) -> Row:
+    """Return what the sweep promises: the cap holds, and the step is near its frontier.
+
+    Args:
+        row: measured.
+        resident: the same model unhooked.
+        link_gb_per_s: the link at its best; a neighbour slows it for a while.
+    """
     if row["status"] != "ok":
         return {}
     cap = row["cap_bytes"]
-    needed_ms = (resident.peak_device_bytes - cap) / row["link_gb_per_s"] / 1e6
+    needed_ms = (resident.peak_device_bytes - cap) / link_gb_per_s / 1e6
     frontier_ms = max(resident.step_ms, needed_ms)
     return {
         "holds": row["peak_device_bytes"] <= cap,
@@ -62,23 +69,31 @@ def sweep(kind: str, size: str, steps: int, numbers: list[int], device: str) -> 
         model.to("cpu")
         torch.cuda.empty_cache()
         model.to(device)
-    resident = measure_resident(model, inputs, steps)
+    with quiet_core():
+        resident = measure_resident(model, inputs, steps)
     model.to("cpu")
     if device != "cpu":
         torch.cuda.empty_cache()  # what the resident model left there is no need of a step
     ends = find_ends(model, inputs)
     watch = DeviceWatch() if device != "cpu" else None
+
+    def on_quiet_core(model: nn.Module, _: blockswap.Session) -> tuple[list[float], Any, Resident]:
+        with quiet_core():
+            return *timed_steps(model, inputs, steps), resident
+
+    link_gb_per_s = 0.0
     for number in numbers:
         cap = ends.caps()[number]
         before = watch.beside_pytorch() if watch is not None else 0
         try:
             with watch.running() if watch is not None else contextlib.nullcontext():
-                row = measure(model, inputs, resident, {"vram": cap}, steps)
+                row = measure(model, inputs, resident, {"vram": cap}, steps, timer=on_quiet_core)
         except (blockswap.BlockswapError, torch.OutOfMemoryError) as error:
             row = {"engine": "blockswap", "status": f"{type(error).__name__}: {error}"}
             row["settings"] = {"vram": cap}
         row = {"model": kind, "number": number, "tokens": tokens_of(inputs)} | row
-        row |= about_cap(row, resident)
+        link_gb_per_s = max(link_gb_per_s, row.get("link_gb_per_s", 0.0))
+        row |= about_cap(row, resident, link_gb_per_s)
         if watch is not None:
             row |= {"driver_peak_bytes": watch.peak_bytes, "driver_before_bytes": before}
         share = row.get("efficiency_of_cap", 0.0)

@@ -20,6 +20,7 @@ from torch import nn
 
 import blockswap
 from benchmarks import command_line, write_rows
+from benchmarks.quiet import quiet_spells
 from benchmarks.turns import Twin, touch_memory
 from blockswap.bench import zoo
 from blockswap.bench.head import make_head
@@ -93,15 +94,19 @@ def measure_in_turns(
     about_turns: Row = {}
 
     def timer(model: nn.Module, session: blockswap.Session) -> tuple[list[float], Any, Resident]:
-        turns, output, taken = twin.take_turns(model, session.report().streamed_bytes)
-        about_turns["turns"] = taken
-        about_turns["turn_ms"] = [turn.medians for turn in turns]
+        turns, output = twin.take_turns(model, session.report().streamed_bytes)
+        about_turns["turns"] = len(turns.model)
+        about_turns["turn_ms"] = turns.medians
 
-        def median_of(which: str) -> float:
-            return float(statistics.median(ms for turn in turns for ms in getattr(turn, which)))
+        def steps_of(spells: list[list[float]]) -> list[float]:
+            return [ms for spell in quiet_spells(spells) for ms in spell]
 
-        beside = replace(resident, step_ms=median_of("twin"), busy_step_ms=median_of("busy_twin"))
-        return [ms for turn in turns for ms in turn.model], output, beside
+        beside = replace(
+            resident,
+            step_ms=statistics.median(steps_of(turns.twin)),
+            busy_step_ms=statistics.median(steps_of(turns.busy_twin)),
+        )
+        return steps_of(turns.model), output, beside
 
     row = measure(
         model, inputs, resident, options, 0, beside=twin.num_bytes, timer=timer, around=twin.quiet()

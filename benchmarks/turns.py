@@ -5,38 +5,38 @@ from __future__ import annotations
 import contextlib
 import copy as copying
 import functools
-import itertools
 import math
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.quiet import quiet_spells
 from blockswap.bench.core import Core
 from blockswap.bench.timing import timed_steps
 
 # Where the host sets the pace, a step drifts by a third within seconds on a shared machine. So an
-# unhooked twin runs in turns with the model, and the turns count in which the twin was fastest,
-# before the model ran and after it. What the model took plays no part in that.
+# unhooked twin runs in turns with the model. Who begins a turn changes: the core that was fastest
+# when it was chosen is slower a second later.
 STEPS_OF_SPELL = 6
 UNTIMED_OF_SPELL = 2
-ENOUGH_TURNS = 10
+ENOUGH_TURNS = 12
 MOST_TURNS = 24
-QUIET = 1.04  # of the twin's fastest spell
+QUIET = 1.02  # of the twin's fastest spell
 QUIET_WITHIN_S = 15.0
 COPY_BYTES = 64 * 2**20
 SOURCE_BYTES = 2 * 2**30
 
 
 @dataclass
-class Turn:
-    """Ms of the timed steps of one turn.
+class Turns:
+    """Ms of the timed steps of spells, in turns; each list as long as there were turns.
 
     Attributes:
         twin: unhooked, the link idle.
@@ -45,28 +45,23 @@ class Turn:
         model: streamed.
     """
 
-    twin: list[float]
-    busy_twin: list[float]
-    model: list[float]
+    twin: list[list[float]] = field(default_factory=list)
+    busy_twin: list[list[float]] = field(default_factory=list)
+    model: list[list[float]] = field(default_factory=list)
 
     @property
-    def medians(self) -> list[float]:
-        """Return the middle of each, in that order."""
-        return [statistics.median(spell) for spell in (self.twin, self.busy_twin, self.model)]
+    def medians(self) -> list[list[float]]:
+        """Return the middle of each spell: twin, busy twin and model of each turn."""
+        spells = zip(self.twin, self.busy_twin, self.model, strict=True)
+        return [[statistics.median(spell) for spell in turn] for turn in spells]
 
-
-def quietest(turns: Sequence[Turn], last_twin: list[float]) -> tuple[list[Turn], bool]:
-    """Return the turns in which the twin was fastest, before and after; and whether all alike.
-
-    Args:
-        turns: in order.
-        last_twin: ms of the twin's steps after the last one.
-    """
-    pace = [statistics.median(spell) for spell in (*(turn.twin for turn in turns), last_twin)]
-    slower = [max(pair) for pair in itertools.pairwise(pace)]
-    best = sorted(range(len(turns)), key=slower.__getitem__)[:ENOUGH_TURNS]
-    is_quiet = len(best) == ENOUGH_TURNS and slower[best[-1]] <= QUIET * min(pace)
-    return [turns[i] for i in sorted(best)], is_quiet
+    @property
+    def are_enough(self) -> bool:
+        """Whether the twin's fastest quarter of the spells is alike, so that no more are needed."""
+        if len(self.twin) < ENOUGH_TURNS:
+            return False
+        medians = [statistics.median(spell) for spell in quiet_spells(self.twin)]
+        return medians[-1] <= QUIET * medians[0]
 
 
 class Twin:
@@ -99,7 +94,7 @@ class Twin:
         try:
             while spells < ENOUGH_TURNS or time.monotonic() < until:
                 self._core.choose()
-                spell_ms = statistics.median(self._spell(self.model))
+                spell_ms = statistics.median(self._spell(self.model)[0])
                 self._fastest_ms = min(self._fastest_ms, spell_ms)
                 spells += 1
                 if spells >= ENOUGH_TURNS and spell_ms <= QUIET * self._fastest_ms:
@@ -108,7 +103,7 @@ class Twin:
         finally:
             self._core.free()
 
-    def take_turns(self, model: nn.Module, streamed_bytes: int) -> tuple[list[Turn], Any, int]:
+    def take_turns(self, model: nn.Module, streamed_bytes: int) -> tuple[Turns, Any]:
         """Time the model in turns with its twin, and with the twin beside unrelated copies.
 
         Args:
@@ -116,23 +111,29 @@ class Twin:
             streamed_bytes: what its step copies.
 
         Returns:
-            The turns that count, the model's output, and how many turns there were.
+            The turns, and the model's output.
         """
         copy = functools.partial(self._copy, streamed_bytes)
-        turns: list[Turn] = []
-        output: Any = None
-        while True:
+        turns, output = Turns(), None
+        timed: list[tuple[list[list[float]], nn.Module, Callable[[], None] | None]] = [
+            (turns.twin, self.model, None),
+            (turns.busy_twin, self.model, copy),
+            (turns.model, model, None),
+        ]
+        while not turns.are_enough and len(turns.model) < MOST_TURNS:
             self._core.choose()
-            twin = self._spell(self.model)
-            counted, is_quiet = quietest(turns, twin)
-            if is_quiet or len(turns) >= MOST_TURNS:
-                return counted, output, len(turns)
-            busy_twin = self._spell(self.model, copy)
-            steps, output = timed_steps(model, self._inputs, STEPS_OF_SPELL)
-            turns.append(Turn(twin, busy_twin, steps[UNTIMED_OF_SPELL:]))
+            for spells, what, before in timed:
+                spell, last = self._spell(what, before)
+                spells.append(spell)
+                output = last if what is model else output
+            timed.append(timed.pop(0))
+        return turns, output
 
-    def _spell(self, model: nn.Module, before: Callable[[], None] | None = None) -> list[float]:
-        return timed_steps(model, self._inputs, STEPS_OF_SPELL, before)[0][UNTIMED_OF_SPELL:]
+    def _spell(
+        self, model: nn.Module, before: Callable[[], None] | None = None
+    ) -> tuple[list[float], Any]:
+        steps, output = timed_steps(model, self._inputs, STEPS_OF_SPELL, before)
+        return steps[UNTIMED_OF_SPELL:], output
 
     def _copy(self, num_bytes: int) -> None:
         """Enqueue copies from pinned memory on a stream of their own; without a GPU, nothing."""

@@ -16,7 +16,7 @@ from blockswap.bench import BenchRequest, run_bench
 from blockswap.bench import run as bench_run
 from blockswap.bench.engines import PEERS, Engine
 from blockswap.bench.timing import Resident
-from blockswap.bench.twin import place_twin, steps_in_turns
+from blockswap.bench.twin import STEPS_OF_TURN, place_twin, steps_in_turns
 from blockswap.errors import ConfigError
 
 CORES = os.sched_getaffinity(0)  # before any test could keep one
@@ -183,6 +183,21 @@ def test_a_model_with_long_steps_gets_no_twin() -> None:
     resident = Resident(step_ms=1001.0, peak_allocated_bytes=0, peak_device_bytes=0, output=None)  # type: ignore[arg-type]
     assert place_twin(nn.Linear(2, 2), resident, "cpu") is None
     assert place_twin(nn.Linear(2, 2), replace(resident, step_ms=999.0), "cpu") is not None
+
+
+def test_model_and_twin_begin_every_second_turn() -> None:
+    log: list[str] = []
+
+    def named(name: str) -> nn.Module:
+        model = nn.Linear(2, 2)
+        model.register_forward_pre_hook(lambda *_: log.append(name))
+        return model
+
+    with torch.no_grad():
+        inputs = {"input": torch.ones(1, 2)}
+        times, of_twin, _ = steps_in_turns(named("model"), named("twin"), inputs, 3)
+    assert log[::STEPS_OF_TURN] == ["twin", "model", "model", "twin", "twin", "model"]
+    assert len(times) == len(of_twin) == 3 * (STEPS_OF_TURN - 1)
 
 
 def test_a_turn_that_fails_leaves_the_thread_its_cores() -> None:

@@ -17,7 +17,6 @@ import torch
 
 from benchmarks.accounts import Account, Block, blocks_in_use, bytes_inside, live_blocks
 from benchmarks.pluggable import digest
-from benchmarks.quiet import quiet_ms
 from benchmarks.workers import Worker, compare, run_in_turns
 from blockswap import _C
 from blockswap.bench.rows import Row
@@ -91,11 +90,6 @@ def test_a_digest_is_that_of_the_bytes() -> None:
 
 def row(allocator: str, spells_ms: list[float], sha256: str) -> Row:
     return {"allocator": allocator, "status": "ok", "spells_ms": spells_ms, "sha256": sha256}
-
-
-def test_the_quiet_time_is_that_of_the_fastest_quarter() -> None:
-    assert quiet_ms([90.0, 61.0, 60.0, 62.0, 500.0, 70.0, 64.0, 66.0]) == 60.5
-    assert quiet_ms([70.0, 60.0]) == 60.0
 
 
 def test_rows_are_set_beside_the_first_by_their_own_quiet_times() -> None:

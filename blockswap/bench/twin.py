@@ -84,7 +84,8 @@ def steps_in_turns(
 ) -> tuple[list[float], list[float], Any]:
     """Return ms of steps of a model and of its twin in the same seconds, and the model's output.
 
-    The clocks of a GPU, and a host that others use, too, change both alike.
+    The clocks of a GPU, and a host that others use, too, change both alike. Each goes first in
+    every second turn: the core that was fastest when it was chosen is slower a moment later.
 
     Args:
         model: as an engine has placed it.
@@ -97,11 +98,15 @@ def steps_in_turns(
     output: Any = None
     core = Core()
     try:
-        for _ in range(turns):
+        for turn in range(turns):
             core.choose()
-            of_twin += timed_steps(twin, inputs, STEPS_OF_TURN)[0][1:]
-            some, output = timed_steps(model, inputs, STEPS_OF_TURN)
-            times += some[1:]
+            for what in (twin, model) if turn % 2 == 0 else (model, twin):
+                some, last = timed_steps(what, inputs, STEPS_OF_TURN)
+                if what is model:
+                    times += some[1:]
+                    output = last
+                else:
+                    of_twin += some[1:]
     finally:
         core.free()
     return times, of_twin, output
