@@ -88,7 +88,8 @@ measure() {
         named=${what#tests} named=${named#:}
         limited "${TESTS_S:-400}" $PYTHON -m pytest -q --maxfail=8 --durations=12 -m gpu ${named:+-k "$named"} tests/gpu tests/test_ops.py ||
           failed=1 ;;
-      multi) limited 260 $PYTHON -m pytest -q -m multi_gpu tests || failed=1 ;;
+      multi) # all GPUs, of which a part sees only its own
+        (unset CUDA_VISIBLE_DEVICES && limited 260 $PYTHON -m pytest -q -m multi_gpu tests) || failed=1 ;;
       models:*)
         IFS=: read -r _ models cases <<<"$what"
         limited "${MODELS_S:-400}" $PYTHON -m benchmarks.models --models "$models" --cases "${cases:-}" \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,20 +106,39 @@ def make_engines_table(benches: list[tuple[str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def chosen_caps(
+    sweeps: list[tuple[str, dict[str, Any]]],
+) -> dict[tuple[str, int], tuple[str, dict[str, Any]]]:
+    """Return a row with its file for each model and number of a cap, the newest one.
+
+    Of one day, the file of some numbers is newer than that of all.
+    """
+
+    def age(sweep: tuple[str, dict[str, Any]]) -> tuple[str, bool]:
+        return sweep[1]["date"], re.search(r"--numbers \d", sweep[1]["command"]) is not None
+
+    return {
+        (row["model"], row["number"]): (name, row)
+        for name, result in sorted(sweeps, key=age)
+        for row in result["rows"]
+        if row["engine"] == "blockswap"
+    }
+
+
 def make_caps_table(sweeps: list[tuple[str, dict[str, Any]]]) -> str:
-    """Return one line per cap of each model's newest sweep, the lowest first."""
+    """Return one line per model and cap, the lowest first."""
     lines = [
         "| model | cap, GiB | peak | by the driver | ms per step | of the bound | same bits |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    newest = {row["model"]: (name, result) for name, result in sweeps for row in result["rows"]}
-    for model in (model for model in NAMES if model in newest):
-        rows = [row for row in newest[model][1]["rows"] if row["model"] == model]
-        ours = [row for row in rows if row["engine"] == "blockswap"]
+    chosen = chosen_caps(sweeps)
+    for model in NAMES:
+        ours = [row for (of, _), (_, row) in chosen.items() if of == model]
         for row in sorted(ours, key=_cap_of):
             cells = _cells_of_cap(row) if row["status"] == "ok" else ["refused", "", "", "", ""]
             lines.append(f"| {NAMES[model]} | {_cap_of(row) / GIB:.2f} | {' | '.join(cells)} |")
-    for name, head in sorted(dict(newest.values()).items()):
+    files = {name for name, _ in chosen.values()}
+    for name, head in (item for item in sweeps if item[0] in files):
         link = f"[{name}](../benchmarks/results/{name})"
         lines += ["", f"{head['gpu']}, {head['date']}, torch {head['torch']}, bf16, eager:", link]
     return "\n".join(lines)

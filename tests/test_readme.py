@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,26 @@ def test_the_page_of_caps_is_drawn_from_the_newest_sweeps() -> None:
     text = (ROOT / tables.CAPS_PAGE).read_text()
     sweeps = tables.newest_results(ROOT / "benchmarks" / "results", "cap-sweep")
     assert text == tables.rewrite(text, tables.make_caps_table(sweeps), tables.CAPS)
+
+
+def test_of_each_cap_the_newest_row_is_shown_a_part_behind_the_whole() -> None:
+    def sweep(date: str, numbers: str, **rows: float) -> dict[str, Any]:
+        made = [
+            {"model": "flux", "engine": "blockswap", "number": int(key[1:]), "step_ms": ms}
+            for key, ms in rows.items()
+        ]
+        return {"date": date, "command": f"sweep --numbers {numbers} --steps 2", "rows": made}
+
+    sweeps = [
+        ("old-0", sweep("2026-01-01", "0", n0=1.0)),
+        ("again-1", sweep("2026-02-02", "1", n1=4.0)),
+        ("whole", sweep("2026-02-02", "''", n0=2.0, n1=3.0)),
+    ]
+    chosen = tables.chosen_caps(sweeps)
+    assert {key: (name, row["step_ms"]) for key, (name, row) in chosen.items()} == {
+        ("flux", 0): ("whole", 2.0),
+        ("flux", 1): ("again-1", 4.0),
+    }
 
 
 def test_every_committed_row_is_bit_identical() -> None:
