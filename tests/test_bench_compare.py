@@ -42,6 +42,12 @@ def test_what_was_freed_while_it_was_still_used_counts_as_the_engines_memory() -
     assert (found.kind, found.holds) == ("below our smallest", False)
 
 
+def test_ours_runs_within_what_an_engine_has_in_use_where_less_is_allocated() -> None:
+    theirs = row("diffusers-leaf", 0.5, 300.0) | {"peak_active_bytes": int(4.1 * GIB)}
+    assert int(4.1 * GIB) in caps_to_run([theirs], SMALLEST, RESIDENT)
+    assert int(0.5 * GIB) not in caps_to_run([theirs], SMALLEST, RESIDENT)
+
+
 def test_an_engine_within_our_plans_gets_no_more_than_what_it_has_allocated() -> None:
     theirs = row("diffusers-block", 1.8, 300.0) | {"peak_active_bytes": 9 * GIB}
     rows = [RESIDENT, SMALLEST, row("blockswap", 1.7, 290.0), row("blockswap", 8.0, 200.0)]

@@ -81,17 +81,14 @@ class Comparison:
 
 
 def caps_to_run(peers: Sequence[Row], smallest: Row, resident: Row) -> list[int]:
-    """Return the caps under which ours is to run: the other engines' peaks, each once.
+    """Return the caps under which ours is to run: what the other engines use, each once.
 
     Peaks within 1 % of each other share the lowest of them; those below our smallest plan and
     those of engines that keep all weights need none. Of a large model, one more cap lies midway,
     for the picture: what memory between the two ends buys.
     """
-    peaks = sorted(
-        row["peak_allocated_bytes"]
-        for row in peers
-        if row["status"] == "ok" and _kind(row, smallest, resident) == "streams"
-    )
+    kinds = ((row, _kind(row, smallest, resident)) for row in peers if row["status"] == "ok")
+    peaks = sorted(_most(row, kind) for row, kind in kinds if kind in ("streams", "in use"))
     caps: list[int] = []
     for peak in peaks:
         if not caps or peak > 1.01 * caps[-1]:
@@ -154,10 +151,14 @@ def _rival(row: Row, ours: Sequence[Row], smallest: Row, kind: Kind) -> Row:
     if kind == "below our smallest":
         return smallest
     if kind in ("streams", "in use"):
-        most = _peak(row) if kind == "streams" else _in_use(row)
-        return min((r for r in ours if _peak(r) <= most), key=_median)
+        return min((r for r in ours if _peak(r) <= _most(row, kind)), key=_median)
     beside_twins = [r for r in ours if _over_twin(r)] if _over_twin(row) else []
     return min(beside_twins, key=_over_twin) if beside_twins else min(ours, key=_shortest)
+
+
+def _most(row: Row, kind: Kind) -> int:
+    """Return how much of the device ours may take beside such a row."""
+    return _peak(row) if kind == "streams" else _in_use(row)
 
 
 def _in_use(row: Row) -> int:
