@@ -82,7 +82,6 @@ def sweep(kind: str, size: str, steps: int, numbers: list[int], device: str) -> 
             return *timed_steps(model, inputs, steps), resident
 
     link_gb_per_s = 0.0
-    row: Row
     for number in numbers:
         cap = ends.caps()[number]
         before = watch.beside_pytorch() if watch is not None else 0
@@ -92,8 +91,8 @@ def sweep(kind: str, size: str, steps: int, numbers: list[int], device: str) -> 
         except (blockswap.BlockswapError, torch.OutOfMemoryError) as error:
             row = {"engine": "blockswap", "status": f"{type(error).__name__}: {error}"}
             row["settings"] = {"vram": cap}
-        row = {"model": kind, "number": number, "tokens": tokens_of(inputs)} | row
         link_gb_per_s = max(link_gb_per_s, row.get("link_gb_per_s", 0.0))
+        row = {"model": kind, "number": number, "tokens": tokens_of(inputs)} | row
         row |= about_cap(row, resident, link_gb_per_s)
         if watch is not None:
             row |= {"driver_peak_bytes": watch.peak_bytes, "driver_before_bytes": before}
