@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,16 @@ from blockswap.preflight import refuse_group_offloading
 from blockswap.sizes import format_bytes
 
 # A combined pipeline has a prior_prior, and beside it a prior_text_encoder, which is none.
-DENOISER = re.compile(r"(transformer|unet|prior|prior_prior)(_\d+)?|controlnet.*")
+DENOISER = re.compile(r"((unconditional_)?transformer|unet|prior|prior_prior)(_\d+)?|controlnet.*")
+# Where no name tells, the class does, which diffusers keeps here: a `decoder` may be a VAE's.
+NETWORKS = (
+    "diffusers.models.controlnets.",
+    "diffusers.models.transformers.",
+    "diffusers.models.unets.",
+    "diffusers.pipelines.deprecated.wuerstchen.modeling_wuerstchen_",
+)
+# Nobody calls these, whatever their name: their weights, or parts of them, are in another model.
+DONORS = ("ControlNetXSAdapter", "MotionAdapter", "UNetFlatConditionModel")
 # A component with more weights than this streams: whole, it would not compute before all of it has
 # come, and take room from weights that are used in every step.
 MOST_WHOLE_BYTES = 2 * 2**30
@@ -35,12 +44,39 @@ def is_pipeline(model: object) -> bool:
     return not isinstance(model, (nn.Module, type)) and isinstance(components, dict)
 
 
-def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
-    """Return the models of a pipeline that run each step, by name; each module once."""
+def is_network(kind: type) -> bool:
+    """Whether it is, or is made from, a class that diffusers keeps with its denoisers."""
+    homes = (cls.__module__ for cls in kind.__mro__)
+    return not is_donor(kind) and any(home.startswith(NETWORKS) for home in homes)
+
+
+def is_donor(kind: type) -> bool:
+    """Whether it is, or is made from, a class that only lends weights to another model."""
+    return any(cls.__name__ in DONORS for cls in kind.__mro__)
+
+
+def denoisers_of(pipe: Any, known: Collection[nn.Module] = ()) -> dict[str, nn.Module]:
+    """Return the models of a pipeline that run each step, by name; each module once.
+
+    They share the cap. A network beside them whose name does not tell is none: those of UnCLIP have
+    the device one after the other, and a share would be little for what they compute.
+
+    Args:
+        pipe: the pipeline.
+        known: those that are streamed as such already.
+    """
+    models = {
+        name: part
+        for name, part in pipe.components.items()
+        if isinstance(part, nn.Module) and not is_donor(type(part))
+    }
+    chosen = {n: p for n, p in models.items() if DENOISER.fullmatch(n) or p in known} or {
+        n: p
+        for n, p in models.items()
+        if is_network(type(p)) and can_stream(p, include_outside=False)
+    }
     found: dict[str, nn.Module] = {}
-    for name, part in pipe.components.items():
-        if not isinstance(part, nn.Module) or not DENOISER.fullmatch(name):
-            continue
+    for name, part in chosen.items():
         nets = getattr(part, "nets", None)  # several ControlNets in one
         parts = {f"{name}.nets.{i}": net for i, net in enumerate(nets)} if nets else {name: part}
         found |= {n: p for n, p in parts.items() if all(p is not other for other in found.values())}
@@ -56,12 +92,14 @@ class Components:
         visitors: stream, too, but run once or twice a call, each with the cap for itself.
         guests: come whole for their turn.
         configs: of denoisers and visitors.
+        donors: nobody calls; they stay where they are.
     """
 
     denoisers: dict[str, nn.Module]
     visitors: dict[str, nn.Module]
     guests: list[Guest]
     configs: dict[str, SwapConfig]
+    donors: list[nn.Module]
 
     @classmethod
     def of(cls, pipe: Any, config: SwapConfig, before: Components | None = None) -> Components:
@@ -78,14 +116,14 @@ class Components:
             CapError: a component that cannot stream does not fit under the cap.
             UseError: a denoiser more would need a share of the cap.
         """
-        denoisers = denoisers_of(pipe)
+        known = cls({}, {}, [], {}, []) if before is None else before
+        denoisers = denoisers_of(pipe, known.denoisers.values())
         if not denoisers:
             raise ConfigError(_nothing_streams(pipe))
         _refuse_shared(denoisers)
         memory = DeviceMemory(config.target_device())
         cap = config.resolve(memory.total_bytes()).vram_bytes
         room = cap if cap is not None else memory.available_bytes()
-        known = cls({}, {}, [], {}) if before is None else before
         if before is not None and cap is not None and (more := denoisers.keys() - known.denoisers):
             raise UseError(
                 f"pipe.{min(more)} would share the cap with what is attached: call"
@@ -94,8 +132,12 @@ class Components:
         device, pins = config.target_device(), config.host_memory is None
         staying = {guest.module: guest for guest in known.guests}
         guests: list[Guest] = []
+        donors: list[nn.Module] = []
         visitors: dict[str, nn.Module] = {}
         for name, module in _others_of(pipe, set(denoisers.values())).items():
+            if is_donor(type(module)):
+                donors.append(module)
+                continue
             if module in known.visitors.values():
                 visitors[name] = module
                 continue
@@ -121,13 +163,13 @@ class Components:
         same = {name for name, part in visitors.items() if part is known.visitors.get(name)}
         kept = known.denoisers.keys() & denoisers.keys() | same
         configs |= {name: known.configs[name] for name in kept}
-        return cls(denoisers, visitors, guests, configs)
+        return cls(denoisers, visitors, guests, configs, donors)
 
     @property
     def modules(self) -> list[nn.Module]:
         """Return all of them."""
         whole = [guest.module for guest in self.guests]
-        return [*self.denoisers.values(), *self.visitors.values(), *whole]
+        return [*self.denoisers.values(), *self.visitors.values(), *whole, *self.donors]
 
 
 def _most_whole_bytes(room: int | None) -> int:
@@ -191,12 +233,17 @@ def _others_of(pipe: Any, streamed: set[nn.Module]) -> dict[str, nn.Module]:
     return others
 
 
-def can_stream(module: nn.Module) -> bool:
-    """Whether it has blocks, and is called as a module: a VAE's `decode` passes its forward by."""
+def can_stream(module: nn.Module, include_outside: bool = True) -> bool:
+    """Whether it has blocks, and is called as a module: a VAE's `decode` passes its forward by.
+
+    Args:
+        module: a component.
+        include_outside: whether what lies outside its blocks may stream as well.
+    """
     if any(hasattr(type(module), name) for name in CALLS if name != "forward"):
         return False
     try:
-        leaves = find_leaves(module, find_blocks(module), include_outside=True)
+        leaves = find_leaves(module, find_blocks(module), include_outside)
     except ConfigError:
         return False
     return bool(leaves.streamable)

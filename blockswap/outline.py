@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from blockswap.blocks import find_blocks
+from blockswap.components import is_network
 from blockswap.demo.weights import default_dtype
 from blockswap.errors import ConfigError
 from blockswap.pieces import find_leaves
@@ -66,13 +67,31 @@ def _model_folder(path: Path) -> Path:
     if not (path / "model_index.json").is_file():
         raise ConfigError(f"{path} holds neither config.json nor model_index.json")
     parts = _read(path / "model_index.json")
-    found = [name for name in DENOISERS if name in parts and (path / name).is_dir()]
+    there = {name: entry for name, entry in parts.items() if (path / name).is_dir()}
+    found = [name for name in DENOISERS if name in there]
+    found = found or [name for name, entry in there.items() if _is_network(entry)]
     if not found:
         raise ConfigError(
             f"{path} is a pipeline without a denoiser: it has {', '.join(sorted(parts))};"
             " give the folder of one of its models"
         )
     return path / found[0]
+
+
+def _is_network(entry: object) -> bool:
+    """Whether a pipeline's index names a denoiser's class here: first its library, then it."""
+    if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], str):
+        return False
+    kind = getattr(_diffusers(), entry[1], None)
+    return isinstance(kind, type) and is_network(kind)
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ImportError:
+        raise ConfigError("diffusers is missing: pip install blockswap[demo]") from None
+    return diffusers
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -86,10 +105,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _build(folder: Path, config: dict[str, Any]) -> torch.nn.Module:
-    try:
-        import diffusers
-    except ImportError:
-        raise ConfigError("diffusers is missing: pip install blockswap[demo]") from None
+    diffusers = _diffusers()
     name = str(config.get("_class_name"))
     kind = getattr(diffusers, name, None)
     if kind is None or not hasattr(kind, "from_config"):

@@ -237,6 +237,8 @@ class PipelineSession:
         for guest in self._guests:
             guest.watch(self._turns)
             shim.register(guest.module, looks)
+        for donor in self._parts.donors:
+            shim.register(donor, looks)
         self.pipe.__dict__ |= {CALL_END: self._end_call, "to": self._to}
 
     def _unhook(self) -> None:
@@ -253,6 +255,8 @@ class PipelineSession:
         for guest in self._guests:
             shim.remove(guest.module)  # it keeps the forward that it found, which is ours
             guest.unwatch()
+        for donor in self._parts.donors:
+            shim.remove(donor)
 
     def _begin(self, name: str, session: Session, _module: nn.Module, _args: object) -> None:
         if session.state == "detached":

@@ -146,6 +146,26 @@ def test_plan_of_a_pipeline_folder_takes_its_denoiser(folder, tmp_path):
     assert "FluxTransformer2DModel" in run(tmp_path).output
 
 
+def test_plan_of_a_pipeline_folder_whose_names_tell_nothing_takes_what_its_class_tells(tmp_path):
+    import diffusers
+
+    unet = diffusers.UNet2DModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=16,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
+    unet.save_config(tmp_path / "decoder")
+    (tmp_path / "vqgan").mkdir()
+    index = {"_class_name": "X", "vqgan": ["wuerstchen", "PaellaVQModel"], "fits": [None, None]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert_refused(run(tmp_path), "a pipeline without a denoiser: it has _class_name, fits, vqgan")
+    index["decoder"] = ["diffusers", "UNet2DModel"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert "UNet2DModel" in run(tmp_path).output
+
+
 def test_what_cannot_be_planned_is_refused_in_one_line(folder, tmp_path, saved):
     assert_refused(run("black-forest-labs/FLUX.1-dev"), "nothing is downloaded")
     assert_refused(run(tmp_path / "missing.json"), "neither a profile nor a folder")
