@@ -171,7 +171,14 @@ class PipelineSession:
         self._guests = parts.guests
         self._denoisers = [sessions[name] for name in parts.denoisers]
         visitors = [sessions[name] for name in parts.visitors]
-        self._turns = Turns(self._denoisers, visitors, self._memory, self._resolved, self._record)
+        self._turns = Turns(
+            self._denoisers,
+            visitors,
+            self._memory,
+            self._resolved,
+            self._record,
+            lambda: [other._turns for other in self._sharing()],
+        )
         self.sessions.clear()
         self.sessions.update((name, sessions[name]) for name in parts.denoisers | parts.visitors)
 

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator
 
 import torch
+from torch import nn
 
 from blockswap.alarm import armed
 from blockswap.config import ResolvedConfig
@@ -56,6 +57,7 @@ class Turns:
         memory: of the device.
         config: the cap, and what is left to others.
         record: called when a turn begins, with the guest's name, and with "" when it has ended.
+        sharing: returns the turns of other pipelines that have a component of this one.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Turns:
         memory: DeviceMemory,
         config: ResolvedConfig,
         record: Callable[[str], None],
+        sharing: Callable[[], Collection[Turns]],
     ) -> None:
         self._denoisers = denoisers
         self._visitors = visitors
@@ -74,6 +77,7 @@ class Turns:
         self._reserve_bytes = config.reserve_bytes or 0
         self._share = Share(memory, config.vram_bytes)
         self._record = record
+        self._sharing = sharing
         self._present: Guest | None = None
         self._held_bytes = 0  # when the turn began
         self._depth = 0  # of calls within calls of the guest
@@ -82,6 +86,7 @@ class Turns:
         """It is ``guest``'s turn."""
         if self._present is guest:
             return
+        self._end_others(guest.module)
         self.end()
         self._make_room(guest)
         try:
@@ -99,6 +104,7 @@ class Turns:
         """
         if session in self._streaming:
             return  # also inside its own forward
+        self._end_others()
         self.end()
         is_visitor = session in self._visitors
         group = (session,) if is_visitor else self._denoisers
@@ -198,6 +204,12 @@ class Turns:
     def _sessions(self) -> Iterator[Session]:
         yield from self._denoisers
         yield from self._visitors
+
+    def _end_others(self, module: nn.Module | None = None) -> None:
+        """Have what came by another pipeline's hooks leave, but for ``module``: its turn begins."""
+        for turns in self._sharing():
+            if turns._present is not None and turns._present.module is not module:
+                turns.end()
 
     def _held(self) -> int:
         """Return what the denoisers would give back."""

@@ -14,6 +14,7 @@ from torch import nn
 
 import blockswap
 from blockswap.errors import CapError
+from blockswap.guests import Guest
 from tests.accelerator.test_pipelines import MIB, devices, on_fake
 from tests.pipelines import draw, make, with_large_encoder
 from tests.test_pipeline_exchange import IMAGE, other_denoiser, other_vae
@@ -141,3 +142,46 @@ def test_dtype_of_a_pipeline_made_while_paused_pins_nothing_before_resume(
         for guest in session.report().guests.values():
             assert guest.pinned_bytes >= guest.weight_bytes
         assert np.array_equal(draw(pipe, call), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("called", [0, 1])
+@pytest.mark.parametrize("shared", [("text_encoder", "vae"), ("text_encoder", "text_encoder_2")])
+def test_what_two_pipelines_share_comes_once_and_leaves_before_all_else_of_either_begins(
+    accelerator: ModuleType,
+    shared: tuple[str, ...],
+    called: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (pipe, call), (other, _) = make("flux", tmp_path), make("flux", tmp_path)
+    call |= {"height": 64, "width": 64}
+    for name in shared:
+        setattr(other, name, getattr(pipe, name))
+    other.transformer = other_denoiser(pipe)
+    pipes = [pipe, other]
+    expected = [on_fake(each, call) for each in pipes]
+    sessions = [blockswap.attach(each, device="fake", offload="4MB", check=True) for each in pipes]
+    came: list[str] = []
+    seen: list[set[str]] = []
+    enter = Guest.enter
+
+    def enter_and_tell(guest: Guest) -> None:
+        enter(guest)
+        came.extend([guest.name] if guest._away else [])
+
+    def look(part: str) -> Any:
+        others = set(devices(pipe)) - {part, "transformer"}
+        return lambda *_: seen.append({devices(pipes[called])[name] for name in others})
+
+    monkeypatch.setattr(Guest, "enter", enter_and_tell)
+    encoder, denoiser = pipes[called].text_encoder_2.encoder, pipes[called].transformer
+    encoder.block[0].register_forward_pre_hook(look("text_encoder_2"))
+    denoiser.transformer_blocks[0].register_forward_pre_hook(look("transformer"))
+    for each in [called] * 3 + [1 - called]:
+        assert np.array_equal(draw(pipes[each], call), expected[each])
+    assert len(seen) > 12 and all(kinds == {"cpu"} for kinds in seen)
+    assert came == ["text_encoder", "text_encoder_2", "vae"] * 4
+    for session in sessions:
+        session.detach()
+    assert all_devices(pipe) | all_devices(other) == {"cpu"}
