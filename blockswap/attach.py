@@ -11,16 +11,14 @@ from typing import Any, overload
 from torch import nn
 
 from blockswap.attached import KEY, session_of
-from blockswap.blocks import Block, find_blocks, list_counts
+from blockswap.blocks import find_blocks
 from blockswap.components import Components, is_pipeline
 from blockswap.config import SwapConfig
-from blockswap.device_memory import DeviceMemory
 from blockswap.errors import ConfigError, UseError
 from blockswap.exchange import attached
-from blockswap.pieces import Leaves, find_leaves, image_bytes
+from blockswap.feasible import check_plannable
 from blockswap.pipeline import PipelineSession
 from blockswap.preflight import check_attachable
-from blockswap.request import Requests
 from blockswap.session import Session
 from blockswap.together import Together, members_of, name_of
 
@@ -74,7 +72,8 @@ def attach(
         returns the live one.
 
     Raises:
-        ConfigError: a wrong option, no blocks, meta weights, a model that is offloaded otherwise.
+        ConfigError: a wrong option, no blocks, meta weights, a model that is offloaded otherwise,
+            or one that has a module in common with a model of another session.
         CapError: the cap is below the smallest possible plan.
         UseError: a forward of the model runs, or it is attached with other settings.
 
@@ -119,7 +118,7 @@ def _attach_models(
     _refuse_nested(models)
     whole = models[0] if len(models) == 1 else Together(models)
     blocks = find_blocks(whole, config.blocks)
-    _refuse_impossible(whole, blocks, config, leaving)
+    check_plannable(whole, blocks, config, leaving=leaving)
     if "diffusers" in sys.modules:  # we import it for nobody: that takes seconds
         with contextlib.suppress(ImportError):  # old ones have no group offloading
             from blockswap import shim
@@ -155,42 +154,6 @@ def _same(models: list[Any], sessions: list[Session | None], config: SwapConfig)
         )
     live.resume()
     return live
-
-
-def _refuse_impossible(
-    model: nn.Module, blocks: list[Block], config: SwapConfig, leaving: Collection[nn.Module]
-) -> None:
-    """Refuse before anything is changed what no plan can do."""
-    device = config.target_device()
-    memory = DeviceMemory(device)
-    resolved = config.resolve(memory.total_bytes())
-    config.check_offload(list_counts(blocks))
-    leaves = find_leaves(model, blocks, include_outside=resolved.mode == "layerwise")
-    sizes = [image_bytes([p for _, p in leaf.parameters]) for leaf in leaves.streamable]
-    if not sizes:
-        raise ConfigError(
-            f"the blocks of {name_of(model)} hold no module of 64 KiB or more: nothing to stream"
-        )
-    requests = Requests(leaves, resolved, config.priorities, sizes, lambda *_: True)
-    ring = resolved.swap_space_bytes
-    if ring is not None and ring < requests.largest_bytes:
-        raise ConfigError(requests.ring_too_small(ring))
-    if resolved.vram_bytes is not None:
-        # The CPU keeps no statistics: there is nothing to take off.
-        tracked = device.type != "cpu"
-        parts = {p for part in (model, *leaving) for p in part.parameters()}
-        on_device = sum(p.nbytes for p in parts if p.device == device and tracked)
-        fixed = memory.allocated_bytes() - on_device + _fixed_bytes(model, leaves)
-        requests.check_smallest(
-            resolved.vram_bytes, fixed, image_bytes([p for _, _, p in leaves.small])
-        )
-
-
-def _fixed_bytes(model: nn.Module, leaves: Leaves) -> int:
-    managed = {p for leaf in leaves.streamable for _, p in leaf.parameters}
-    managed.update(p for _, _, p in leaves.small)
-    parameters = sum(p.nbytes for p in model.parameters() if p not in managed)
-    return parameters + sum(b.nbytes for b in model.buffers())
 
 
 def _refuse_running(model: nn.Module) -> None:

@@ -70,16 +70,20 @@ def find_blocks(
     ]
 
 
-def still_there(
+def find_again(
     model: nn.Module, blocks: nn.Module | str | Iterable[nn.Module | str] | None
-) -> list[nn.Module | str] | None:
-    """Return explicit blocks without the modules that have left the model."""
+) -> list[Block]:
+    """Return the blocks of a model that was edited; explicit ones that have left it are ignored.
+
+    Raises:
+        ConfigError: as `find_blocks` does.
+    """
     if blocks is None:
-        return None
+        return find_blocks(model, None)
     if isinstance(blocks, (nn.Module, str)):
         blocks = (blocks,)
     modules = set(model.modules())
-    return [entry for entry in blocks if isinstance(entry, str) or entry in modules]
+    return find_blocks(model, [b for b in blocks if isinstance(b, str) or b in modules])
 
 
 def list_counts(blocks: Iterable[Block]) -> dict[str, int]:

@@ -107,6 +107,11 @@ class DeviceMemory:
             return 0
         return self.pool.bytes + self.pool.unused_bytes
 
+    def tensor_bytes(self) -> int:
+        """Return what PyTorch's tensors hold now, without any session's pool that it counts."""
+        others = [o for o in list(self._all) if o.key == self.key and o.counts_pool]
+        return self.allocated_bytes() - sum({id(o.pool): o.pool_bytes for o in others}.values())
+
     @property
     def neighbour_bytes(self) -> int:
         """Return what the neighbours hold."""

@@ -144,7 +144,6 @@ class ModelState:
         self.is_detached = self.is_detached or detach
 
     # Device addresses ----------------------------------------------------------------------------
-
     def place(
         self,
         plan: _C.Plan,
@@ -251,9 +250,13 @@ class ModelState:
         """Whether any managed parameter requires grad."""
         return bool(self.binding.requires_grad())
 
+    def is_relieved(self) -> bool:
+        """Whether what lies outside the blocks is to stream from now on: memory was out."""
+        return self._has_outside is not self.streams_outside
+
     def is_restructured(self) -> bool:
         """Whether modules came or went, or parameters other than the managed ones."""
-        return self._has_outside is not self.streams_outside or self.binding.is_restructured()
+        return self.is_relieved() or self.binding.is_restructured()
 
     def reconcile(self) -> bool:
         """Bring edits made since the last forward into the images and to the device.

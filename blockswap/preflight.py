@@ -64,6 +64,21 @@ def check_attachable(model: object) -> None:
     _refuse_accelerate(model)
     refuse_group_offloading(model)
     refuse_whole_casts(model)
+    check_weights(model, on_one_device=True)
+
+
+def check_weights(model: nn.Module, on_one_device: bool = False) -> None:
+    """Refuse a model whose weights are none that can be moved.
+
+    Args:
+        model: it.
+        on_one_device: whether they must lie together.
+
+    Raises:
+        ConfigError: no parameters, on the meta device, not yet shaped, made under inference mode,
+            or on several devices.
+        UnsupportedError: quantised or other tensor subclasses.
+    """
     parameters = dict(model.named_parameters())
     if not parameters:
         raise ConfigError(
@@ -71,7 +86,8 @@ def check_attachable(model: object) -> None:
         )
     _refuse_meta(parameters)
     _refuse_inference(parameters)
-    _refuse_several_devices(parameters)
+    if on_one_device:
+        _refuse_several_devices(parameters)
     _refuse_subclasses(model)
 
 

@@ -14,11 +14,12 @@ from blockswap import attached, preflight
 from blockswap.attempt import Attempt
 from blockswap.autocast import AutocastCache
 from blockswap.binding import ONE_CALLER, Gate, Unit
-from blockswap.blocks import Block, find_blocks, still_there
+from blockswap.blocks import Block, find_again
 from blockswap.callers import num_running
 from blockswap.claim import Claim
 from blockswap.config import SwapConfig
 from blockswap.errors import UseError
+from blockswap.feasible import check_edited
 from blockswap.hooks import Hooks
 from blockswap.learning import shape_key
 from blockswap.model_state import ModelState
@@ -44,7 +45,6 @@ class Session:
         self.model = model
         self.config = config
         self.gate = Gate()
-        self._blocks = blocks
         self._members = list(members_of(model).values())
         self._part_of = {member: part for part, member in enumerate(self._members)}.get
         self._cycle = Cycle(len(self._members))
@@ -58,7 +58,6 @@ class Session:
         self._start()
 
     # What users call -----------------------------------------------------------------------------
-
     @property
     def state(self) -> State:
         """Return "learning", "ready", "paused" or "detached"."""
@@ -91,6 +90,7 @@ class Session:
         if self._hooks is None:
             if self._state.is_detached:
                 raise UseError("this session is detached: call blockswap.attach again")
+            self._state.blocks = find_again(self.model, self.config.blocks)
             self._start()
 
     def detach(self) -> None:
@@ -218,7 +218,7 @@ class Session:
             self._state.take()
             self._steward.start()
             # Hooks hold the session weakly, the model holds it: so both can be collected.
-            modules = [block.module for block in self._blocks]
+            modules = [block.module for block in self._state.blocks]
             self._hooks = Hooks(weakref.proxy(self), self._members, modules)
             self._hooks.open()
             for member in self._members:
@@ -254,21 +254,24 @@ class Session:
         self.abort()
 
     def _refuse_running(self) -> None:
-        """Raise UseError if a forward runs."""
         self._between_forwards(lambda: None)
 
     def _let_go(self, detach: bool) -> None:
         if self._hooks is not None:
             with torch.inference_mode(mode=False), torch.no_grad():
                 self._state.reconcile()
-            self._hooks.remove()
-            self._hooks = None
-        self._steward.stop()
-        self._state.give_back(detach)
+        self._give_back(detach)
         self.retry.renew(None)
         self._cycle.interrupt()
         for member in self._members:
             attached.unmark(member, self, paused=not detach)
+
+    def _give_back(self, detach: bool) -> None:
+        if self._hooks is not None:
+            self._hooks.remove()
+            self._hooks = None
+        self._steward.stop()
+        self._state.give_back(detach)
 
     def _close(self) -> list[str]:
         """Close the gate, however much of it is open; the weights that the forward changed.
@@ -294,13 +297,10 @@ class Session:
         preflight.refuse_whole_casts(self.model)
         self._cycle.interrupt()
         try:
-            if self._hooks is not None:
-                self._hooks.remove()
-            self._hooks = None
-            self._steward.stop()
-            self._state.give_back(detach=False)
-            given = still_there(self.model, self.config.blocks)
-            self._blocks = self._state.blocks = find_blocks(self.model, given)
+            self._give_back(detach=False)
+            self._state.blocks = find_again(self.model, self.config.blocks)
+            if not self._state.is_relieved():  # else nobody has edited it
+                check_edited(self._state, self.config)
             self._start()
         except BaseException as error:
             self._let_go(detach=True)

@@ -283,7 +283,7 @@ def test_the_models_themselves_cannot_be_blocks() -> None:
         attach(models, blocks=models)
     with attach(models, blocks=["Stack*"]) as session:  # what lies inside them, then
         assert torch.equal(run(models), wanted)
-        assert not set(models) & {block.module for block in session._blocks}
+        assert not set(models) & {block.module for block in session._state.blocks}
     assert not any("forward" in vars(model) for model in models)
 
 

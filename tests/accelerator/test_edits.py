@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,8 +13,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import blockswap
+from blockswap.errors import CapError
+from tests.accelerator.test_sessions import MIB, STEPS, Chain
 from tests.pipelines import draw, make
 
 
@@ -58,3 +63,25 @@ def test_cast_weights_leave_the_device_with_their_leaf(
         draw(pipe, call, 2)
         assert accelerator.max_memory_allocated() - before < whole / 2
         assert session.state == "ready"
+
+
+@torch.no_grad()
+def test_leaf_larger_than_the_cap_that_an_edit_brings_is_refused_with_numbers(
+    accelerator: ModuleType, base: int
+) -> None:
+    model = Chain([256] * 5, seed=1).eval()
+    x = torch.randn(4, 256, generator=torch.Generator().manual_seed(1))
+    session = blockswap.attach(model, device="fake", check=True, vram=base + 4 * MIB)
+    for _ in range(STEPS):
+        model(x.to("fake"))
+    model.layers[2] = nn.Sequential(*Chain([256, 8192, 256], seed=2).layers)
+    right = copy.deepcopy(model.layers[2])
+    with pytest.raises(CapError, match=r"a ring of 8\.0 MiB for layers\.2\.0\.0") as raised:
+        model(x.to("fake"))
+    if sys.version_info >= (3, 11):
+        assert "the session is detached" in raised.value.__notes__[-1]
+    assert session.state == "detached"
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    for layer in model.layers[:2]:
+        x = layer(x)
+    assert torch.equal(model.layers[2](x), right(x))
