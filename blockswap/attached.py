@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from blockswap.errors import BlockswapError, UseError
+from blockswap.binding import weights_of
+from blockswap.errors import BlockswapError, ConfigError, UseError
 
 if TYPE_CHECKING:
     from blockswap.session import Session
@@ -52,6 +54,35 @@ def held_with(module: nn.Module) -> nn.Module | None:
     """Return what we hold that is this module, or is a part of it, or has it as a part."""
     inside = set(module.modules())
     return next((held for held in list(_held) if not inside.isdisjoint(held.modules())), None)
+
+
+def refuse_shared(models: Iterable[nn.Module], session: Session) -> None:
+    """Refuse a module of a model that another session streams.
+
+    Each session would take the other's fetch for an edit. Modules that share a parameter, and no
+    more, are tied weights: each session knows of it.
+
+    Args:
+        models: which are to stream.
+        session: theirs; what it has attached itself does not count.
+
+    Raises:
+        ConfigError: there is one with weights.
+    """
+    others = [m for m in list(_held) if m.__dict__.get(KEY, session) is not session]
+    for model in models:
+        names = {module: name for name, module in model.named_modules()}
+        for other in others:
+            for name, module in other.named_modules():
+                if module in names and any(map(weights_of, module.modules())):
+                    ours, theirs = type(model).__name__, type(other).__name__
+                    raise ConfigError(
+                        f"{f'{ours}.{names[module]}'.rstrip('.')} is"
+                        f" {f'{theirs}.{name}'.rstrip('.')} of another model, which is attached,"
+                        " and two sessions cannot stream one module: detach that model and attach"
+                        " both in one session, blockswap.attach(a, b, ...), or give one of them a"
+                        " module of its own, by copy.deepcopy() while that session is paused"
+                    )
 
 
 def session_of(model: nn.Module) -> Session | None:

@@ -68,6 +68,8 @@ def find_leaves(model: nn.Module, blocks: list[Block], include_outside: bool) ->
     for block in blocks:
         leaves.blocks.append((block.name, block.list_name))
         for module in block.module.modules():
+            if module in inside:
+                continue  # of an earlier block, too: it runs again
             inside.add(module)
             _add(leaves, names[module], module, len(leaves.blocks) - 1, shared, set(), True, least)
     if include_outside:

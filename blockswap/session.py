@@ -214,6 +214,7 @@ class Session:
         return key is None
 
     def _start(self) -> None:
+        attached.refuse_shared(self._members, self)
         try:
             self._state.take()
             self._steward.start()
@@ -244,11 +245,7 @@ class Session:
             self._claim.give_up()
 
     def _recover(self) -> None:
-        """Close what Ctrl-C has left open: this thread still has the session, but is through.
-
-        Raises:
-            UseError: it is not: it opens or closes a forward, or does what must not meet one.
-        """
+        """Close what Ctrl-C has left open: this thread still has the session, but is through."""
         if num_running(self, ("enter", "leave", "abort", "_between_forwards")) > 1:
             raise UseError(f"{name_of(self.model)} begins or ends a forward: {ONE_CALLER}")
         self.abort()
