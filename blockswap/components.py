@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from blockswap.binding import weights_of
@@ -17,7 +18,7 @@ from blockswap.device_memory import DeviceMemory
 from blockswap.errors import CapError, ConfigError, UseError
 from blockswap.guests import CALLS, Guest
 from blockswap.pieces import find_leaves
-from blockswap.preflight import refuse_group_offloading
+from blockswap.preflight import refuse_group_offloading, refuse_inference
 from blockswap.sizes import format_bytes
 
 # A combined pipeline has a prior_prior, and beside it a prior_text_encoder, which is none.
@@ -111,8 +112,8 @@ class Components:
             before: how they were sorted; what is still there keeps its place and its share.
 
         Raises:
-            ConfigError: nothing runs each step, two denoisers share a module, or a component is
-                offloaded otherwise.
+            ConfigError: nothing runs each step, two denoisers share a module, a component is
+                offloaded otherwise, or one was made under inference mode.
             CapError: a component that cannot stream does not fit under the cap.
             UseError: a denoiser more would need a share of the cap.
         """
@@ -130,6 +131,9 @@ class Components:
                 " session.detach(), set it, and attach again"
             )
         device, pins = config.target_device(), config.host_memory is None
+        for name, module in denoisers.items():
+            if module not in known.denoisers.values():
+                _refuse_inference(name, module)
         staying = {guest.module: guest for guest in known.guests}
         guests: list[Guest] = []
         donors: list[nn.Module] = []
@@ -141,12 +145,15 @@ class Components:
             if module in known.visitors.values():
                 visitors[name] = module
                 continue
+            if module not in staying and device.type != "cpu":  # there it would not move
+                _refuse_inference(name, module, with_buffers=True)
             guest = staying.get(module) or Guest(name, module, device, pins)
             if before is not None and module not in staying:
                 guest.go_home()  # diffusers takes our device for the pipeline's, and loads to it
             if module in staying or guest.weight_bytes <= _most_whole_bytes(room):
                 guests.append(guest)
             elif can_stream(module):
+                _refuse_inference(name, module)
                 visitors[name] = module
             elif cap is not None and guest.num_bytes > cap:
                 raise CapError(
@@ -203,6 +210,13 @@ def _refuse_shared(models: dict[str, nn.Module]) -> None:
                     f"{theirs[1]} and {path} are one module, and two models cannot stream it: give"
                     f" one of them its own, such as {part} = copy.deepcopy({part})"
                 )
+
+
+def _refuse_inference(name: str, module: nn.Module, with_buffers: bool = False) -> None:
+    tensors: dict[str, torch.Tensor] = dict(module.named_parameters(f"pipe.{name}"))
+    if with_buffers:
+        tensors |= module.named_buffers(f"pipe.{name}")
+    refuse_inference(tensors)
 
 
 def _once(config: SwapConfig, cap: int | None, module: nn.Module) -> SwapConfig:

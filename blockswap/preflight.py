@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ def check_weights(model: nn.Module, on_one_device: bool = False) -> None:
             f"{type(model).__name__} holds no parameters, so there is nothing to swap"
         )
     _refuse_meta(parameters)
-    _refuse_inference(parameters)
+    refuse_inference(parameters)
     if on_one_device:
         _refuse_several_devices(parameters)
     _refuse_subclasses(model)
@@ -189,20 +189,28 @@ def _refuse_meta(parameters: dict[str, nn.Parameter]) -> None:
         )
 
 
-def _refuse_inference(parameters: dict[str, nn.Parameter]) -> None:
-    made = [n for n, p in parameters.items() if not _counts_edits(p)]
+def refuse_inference(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors whose edits PyTorch does not count.
+
+    Args:
+        tensors: by the names that the error gives.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    made = [name for name, tensor in tensors.items() if not _counts_edits(tensor)]
     if made:
         raise ConfigError(
-            f"{len(made)} of {len(parameters)} parameters were made under torch.inference_mode(),"
+            f"{len(made)} of {len(tensors)} tensors were made under torch.inference_mode(),"
             f" the first is {made[0]!r}: PyTorch does not count edits of such tensors; make or load"
             " the model outside of it, and call it there"
         )
 
 
-def _counts_edits(parameter: nn.Parameter) -> bool:
+def _counts_edits(tensor: torch.Tensor) -> bool:
     """Whether PyTorch counts edits: also of one that was only moved or cast in inference mode."""
     try:
-        return parameter._version >= 0
+        return tensor._version >= 0
     except RuntimeError:
         return False
 

@@ -56,7 +56,7 @@ def test_weights_on_meta_are_refused_with_count_and_first_name(model):
 def test_weights_made_under_inference_mode_are_refused():
     with torch.inference_mode():
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    with pytest.raises(ConfigError, match=r"4 of 4 parameters .*, the first is '0\.weight'"):
+    with pytest.raises(ConfigError, match=r"4 of 4 tensors .*, the first is '0\.weight'"):
         check_attachable(model)
 
 

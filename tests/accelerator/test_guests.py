@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 import blockswap
+from blockswap.errors import ConfigError
 from blockswap.guests import Guest
 from tests.pipelines import draw, make, with_large_encoder
 from tests.test_pipeline_exchange import other_vae
@@ -276,3 +278,27 @@ def test_attaching_and_drawing_in_inference_mode_leaves_weights_that_can_be_trai
         output = model(torch.zeros(1, 4, dtype=torch.long)).last_hidden_state
         output.sum().backward()
         assert next(model.parameters()).grad is not None
+
+
+@pytest.mark.parametrize("name", ["vae", "text_encoder"])
+def test_component_made_in_inference_mode_is_refused_by_name_and_an_ordinary_one_is_not(
+    accelerator: ModuleType, name: str, tmp_path: Path
+) -> None:
+    (pipe, call), (right, _) = make("flux", tmp_path), make("flux", tmp_path)
+    call |= {"height": 64, "width": 64}
+    expected = draw(right.to("fake"), call)
+    ordinary = getattr(pipe, name)
+    with torch.inference_mode():
+        made_there = copy.deepcopy(ordinary)
+    refused = pytest.raises(
+        ConfigError, match=rf"torch\.inference_mode\(\), the first is 'pipe\.{name}\.\w+.*outside"
+    )
+    setattr(pipe, name, made_there)
+    with refused:
+        blockswap.attach(pipe, device="fake", offload="4MB")
+    setattr(pipe, name, ordinary)
+    with blockswap.attach(pipe, device="fake", offload="4MB"):
+        with refused:
+            setattr(pipe, name, made_there)
+        assert getattr(pipe, name) is ordinary
+        assert np.array_equal(draw(pipe, call), expected)
