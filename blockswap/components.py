@@ -35,7 +35,8 @@ DONORS = ("ControlNetXSAdapter", "MotionAdapter", "UNetFlatConditionModel")
 # A component with more weights than this streams: whole, it would not compute before all of it has
 # come, and take room from weights that are used in every step.
 MOST_WHOLE_BYTES = 2 * 2**30
-# Of the memory for all: more streams as well, so that its activations find room.
+# Of the memory for all, without what a script holds: more streams as well, so that its activations
+# find room.
 MOST_WHOLE_SHARE = 0.75
 
 
@@ -124,7 +125,8 @@ class Components:
         _refuse_shared(denoisers)
         memory = DeviceMemory(config.target_device())
         cap = config.resolve(memory.total_bytes()).vram_bytes
-        room = cap if cap is not None else memory.available_bytes()
+        ours = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+        room = memory.available_bytes() if cap is None else cap - memory.held_bytes(ours)
         if before is not None and cap is not None and (more := denoisers.keys() - known.denoisers):
             raise UseError(
                 f"pipe.{min(more)} would share the cap with what is attached: call"

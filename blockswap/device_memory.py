@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, Protocol
 
 import torch
+from torch import nn
 
 from blockswap import memory
+from blockswap.binding import weights_of
 from blockswap.room import Reading, margin_bytes
 
 
@@ -107,10 +109,20 @@ class DeviceMemory:
             return 0
         return self.pool.bytes + self.pool.unused_bytes
 
-    def tensor_bytes(self) -> int:
-        """Return what PyTorch's tensors hold now, without any session's pool that it counts."""
+    def held_bytes(self, ours: Iterable[nn.Module]) -> int:
+        """Return what PyTorch's tensors hold now, without sessions' pools and without ours.
+
+        Args:
+            ours: models whose tensors do not count.
+        """
+        if self._module is None:
+            return 0
+        modules = {module for model in ours for module in model.modules()}
+        tensors = {t for m in modules for t in (*weights_of(m), *m.buffers(recurse=False))}
+        mine = sum(tensor.nbytes for tensor in tensors if tensor.device == self.device)
         others = [o for o in list(self._all) if o.key == self.key and o.counts_pool]
-        return self.allocated_bytes() - sum({id(o.pool): o.pool_bytes for o in others}.values())
+        pools = {id(other.pool): other.pool_bytes for other in others}
+        return self.allocated_bytes() - mine - sum(pools.values())
 
     @property
     def neighbour_bytes(self) -> int:

@@ -41,8 +41,7 @@ def check_plannable(
             stream, or the largest module does not fit into the ring.
         CapError: the cap is below the smallest possible plan.
     """
-    device = config.target_device()
-    memory = DeviceMemory(device)
+    memory = DeviceMemory(config.target_device())
     resolved = config.resolve(memory.total_bytes())
     config.check_offload(list_counts(blocks))
     leaves = find_leaves(model, blocks, streams_outside or resolved.mode == "layerwise")
@@ -56,11 +55,7 @@ def check_plannable(
     if ring is not None and ring < requests.largest_bytes:
         raise ConfigError(requests.ring_too_small(ring))
     if resolved.vram_bytes is not None:
-        # The CPU keeps no statistics: there is nothing to take off.
-        tracked = device.type != "cpu"
-        parts = {t for part in (model, *leaving) for t in (*part.parameters(), *part.buffers())}
-        on_device = sum(t.nbytes for t in parts if t.device == device and tracked)
-        fixed = memory.tensor_bytes() - on_device + _fixed_bytes(model, leaves)
+        fixed = memory.held_bytes([model, *leaving]) + _fixed_bytes(model, leaves)
         requests.check_smallest(
             resolved.vram_bytes, fixed, image_bytes([p for _, _, p in leaves.small])
         )

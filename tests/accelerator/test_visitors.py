@@ -242,3 +242,26 @@ def test_a_pipeline_that_is_dropped_while_its_denoiser_stayed_beside_its_encoder
     gc.collect()
     assert [ref() for ref in gone] == [None] * len(gone)
     assert accelerator.memory_allocated() <= before
+
+
+@pytest.mark.parametrize("held_mib", [0, 12])
+def test_an_encoder_streams_where_tensors_of_the_script_take_its_room(
+    accelerator: ModuleType, base: int, held_mib: int, tmp_path: Path
+) -> None:
+    pipe, call = make("flux", tmp_path)
+    call["output_type"] = "latent"
+    with_large_encoder(pipe, blocks=8)
+    num_bytes = sum(p.nbytes for p in pipe.text_encoder_2.parameters())
+    assert 16 * MIB < num_bytes < 20 * MIB
+    expected = on_fake(pipe, call)
+    cap = base + 28 * MIB
+    gc.collect()  # the weights that were on the device
+    held = torch.empty(held_mib * MIB + 1, dtype=torch.int8, device="fake")
+    pipe.text_encoder.to("fake")  # of the pipeline: takes no room from the script's
+    with blockswap.attach(pipe, device="fake", vram=cap, check=True) as session:
+        assert ("text_encoder_2" in session.sessions) is (held_mib > 0)
+        for _ in range(4):
+            accelerator.reset_peak_memory_stats()
+            assert np.array_equal(draw(pipe, call), expected)
+            assert accelerator.max_memory_allocated() <= cap
+    del held
