@@ -58,12 +58,27 @@ class FixedTensors:
 
         A parameter that came in meanwhile, made of one that lay on the device, goes with them.
         """
-        self._homes.clear()
-        self._move(None)
-        for parameter in self._model.parameters():
-            if parameter.device == self._device != self._origin:
-                _C.set_data(parameter, parameter.detach().to(self._origin))
+        try:
+            self._move(None)
+            for parameter in self._model.parameters():
+                if parameter.device == self._device != self._origin:
+                    _C.set_data(parameter, parameter.detach().to(self._origin))
+        except RuntimeError:
+            for parameter, home in self._homes.items():
+                if parameter.device == self._device:
+                    _C.set_data(parameter, home)
+            raise
+        finally:
+            self._homes.clear()
         self.are_away = False
+
+    @property
+    def unread(self) -> list[str]:
+        """Return the names of those that are still on the device and did not come from there."""
+        if self._device == self._origin:
+            return []
+        tensors = (*self._model.named_parameters(), *self._model.named_buffers())
+        return [name for name, tensor in tensors if tensor.device == self._device]
 
     def leave(self) -> None:
         """Go to host memory until `come_back`.

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from blockswap import _C
-from blockswap.binding import Gate, Unit, WatchedParameters, is_alike, unwatch
+from blockswap.binding import Gate, Unit, WatchedParameters, is_alike
 from blockswap.blocks import Block
 from blockswap.casting import Casts
 from blockswap.config import ResolvedConfig, SwapConfig
 from blockswap.device_memory import DeviceMemory
+from blockswap.errors import DeviceError
 from blockswap.fixed import FixedTensors
+from blockswap.giving_back import give_back
 from blockswap.host import Host
 from blockswap.pieces import SMALL, Leaves, find_leaves
 from blockswap.placement import Placement
@@ -65,18 +67,18 @@ class ModelState:
         self.memory.pool = self.pool = _C.Pool(*there, self.driver)
         self.token = torch.zeros(1, dtype=torch.uint8, device=self.device)
         self.binding = _C.Binding(self.token, self.engine)
-        self._entries: list[tuple[WatchedParameters, str, nn.Parameter]] = []
-        self._origins: list[torch.device] = []
-        self._plain: dict[nn.Module, dict[str, nn.Parameter | None]] = {}
+        self.entries: list[tuple[WatchedParameters, str, nn.Parameter]] = []
+        self.origins: list[torch.device] = []
+        self.plain: dict[nn.Module, dict[str, nn.Parameter | None]] = {}
         self.casts = Casts(self.model)
         self.is_taken = True  # from here on there is something to give back
         try:
             self._watch_parameters()
-            managed = {parameter for _, _, parameter in self._entries}
+            managed = {parameter for _, _, parameter in self.entries}
             self.fixed = FixedTensors(self.model, managed, self.device)
             self.host = Host(self.binding, self.driver, self.config.host_memory_bytes)
             self.placement = Placement(self.pool, self.memory, self.engine, self.host, self.token)
-            self.host.take(len(self._origins), self.engine if self.is_asynchronous else None)
+            self.host.take(len(self.origins), self.engine if self.is_asynchronous else None)
             self.fixed.to_device()
             for module in self.model.modules():
                 self.binding.watch(module._modules, True)
@@ -95,13 +97,13 @@ class ModelState:
 
         def add(unit: Unit, module: nn.Module, name: str, parameter: nn.Parameter) -> None:
             if module not in watched:
-                self._plain[module] = module._parameters
+                self.plain[module] = module._parameters
                 watched[module] = WatchedParameters(module._parameters, self.gate, unit)
             entry = self.binding.add(watched[module], name, parameter, unit.index)
             unit.entries.append(entry)
             unit.weights.append(parameter)
-            self._entries.append((watched[module], name, parameter))
-            self._origins.append(parameter.device)
+            self.entries.append((watched[module], name, parameter))
+            self.origins.append(parameter.device)
 
         for leaf in self.leaves.streamable:
             unit = self.units[leaf.index] = Unit(leaf.index, leaf.name, [], [])
@@ -116,32 +118,24 @@ class ModelState:
         for module, parameters in watched.items():
             module._parameters = parameters
         self.casts.take()
-        self.is_from_device = self.is_asynchronous and self.device in self._origins
+        self.is_from_device = self.is_asynchronous and self.device in self.origins
 
-    def give_back(self, detach: bool) -> None:
-        """Make the weights ordinary: each where it came from, no watching. Safe to call twice."""
+    def give_back(self, detach: bool, settles: bool = False) -> DeviceError | None:
+        """Make the weights ordinary: each where it came from, no watching. Safe to call twice.
+
+        Arguments and result as of `giving_back.give_back`.
+        """
+        failure = None
         if self.is_taken:
-            self.engine.stop()
-            self.memory.forget()
-            self.pool.release()
-            self.pool.give_back()
-            self.binding.retire()
-            if "host" in self.__dict__:  # taking may have been broken off anywhere
-                self.host.arena.unpin()
-            for (_, _, parameter), origin in zip(self._entries, self._origins, strict=False):
-                if parameter.device != origin:
-                    _C.set_data(parameter, parameter.detach().to(origin))
-            self.casts.give_back()
-            unwatch(self._plain)
-            if "fixed" in self.__dict__:
-                self.fixed.to_origin()
+            failure = give_back(self, settles)
             self.unit_of, self.units = {}, {}
             self.gate.touched.clear()
             self.is_taken = False  # whatever breaks off what follows
-            self._entries, self._plain = [], {}
+            self.entries, self.plain = [], {}
             for name in ("placement", "binding", "host", "engine"):
                 self.__dict__.pop(name, None)
         self.is_detached = self.is_detached or detach
+        return failure
 
     # Device addresses ----------------------------------------------------------------------------
     def place(
@@ -296,25 +290,25 @@ class ModelState:
 
     def _is_shared(self, held: dict[int, nn.Parameter | None]) -> bool:
         """Whether a parameter that came in is now held under two names: tied."""
-        others = {p for i, (_, _, p) in enumerate(self._entries) if i not in held}
+        others = {p for i, (_, _, p) in enumerate(self.entries) if i not in held}
         return len(set(held.values())) < len(held) or not others.isdisjoint(held.values())
 
     def _held(self, entry: int) -> nn.Parameter | None:
         """Return what the module holds now under the entry's name."""
-        watched, name, _ = self._entries[entry]
+        watched, name, _ = self.entries[entry]
         return dict.get(watched, name)
 
     def _adopt(self, entry: int, now: nn.Parameter) -> None:
         """Copy what the module holds now into the image; from here on it is the parameter."""
-        watched, name, before = self._entries[entry]
+        watched, name, before = self.entries[entry]
         if now is not before:
             # Whoever keeps the old parameter keeps its values: the image is about to change.
             _C.set_data(before, before.detach().clone())
-            self._entries[entry] = (watched, name, now)
+            self.entries[entry] = (watched, name, now)
             weights = watched.unit.weights
             weights[watched.unit.entries.index(entry)] = now
         self.binding.replace(entry, now)
 
     def _name(self, entry: int) -> str:
-        watched, name, _ = self._entries[entry]
+        watched, name, _ = self.entries[entry]
         return f"{watched.unit.name}.{name}"

@@ -18,7 +18,7 @@ from blockswap.blocks import Block, find_again
 from blockswap.callers import num_running
 from blockswap.claim import Claim
 from blockswap.config import SwapConfig
-from blockswap.errors import UseError
+from blockswap.errors import DeviceError, UseError
 from blockswap.feasible import check_edited
 from blockswap.hooks import Hooks
 from blockswap.learning import shape_key
@@ -96,8 +96,12 @@ class Session:
     def detach(self) -> None:
         """Restore the model: its weights where they were, no hook, no trace. Safe to call twice.
 
+        Where the device fails for good, the model is detached all the same: streamed weights are
+        in host memory, and the error names what only the device held.
+
         Raises:
             UseError: a forward runs.
+            DeviceError: the device failed.
         """
         self._between_forwards(lambda: self._let_go(detach=True))
 
@@ -254,21 +258,20 @@ class Session:
         self._between_forwards(lambda: None)
 
     def _let_go(self, detach: bool) -> None:
-        if self._hooks is not None:
-            with torch.inference_mode(mode=False), torch.no_grad():
-                self._state.reconcile()
-        self._give_back(detach)
+        failure = self._give_back(detach, settles=self._hooks is not None)
         self.retry.renew(None)
         self._cycle.interrupt()
         for member in self._members:
             attached.unmark(member, self, paused=not detach)
+        if failure is not None:
+            raise failure
 
-    def _give_back(self, detach: bool) -> None:
+    def _give_back(self, detach: bool, settles: bool = False) -> DeviceError | None:
         if self._hooks is not None:
             self._hooks.remove()
             self._hooks = None
         self._steward.stop()
-        self._state.give_back(detach)
+        return self._state.give_back(detach, settles)
 
     def _close(self) -> list[str]:
         """Close the gate, however much of it is open; the weights that the forward changed.
