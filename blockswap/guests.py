@@ -256,7 +256,11 @@ class Guest:
     @torch.inference_mode(mode=False)
     @torch.no_grad()
     def leave(self) -> None:
-        """Go back to where the tensors were; what came in meanwhile goes with them."""
+        """Go back to where the tensors were; what came in meanwhile goes with them.
+
+        What a failing device does not give back is as it came, and the error raised at the end.
+        """
+        failure: RuntimeError | None = None
         # `p.data += delta` counts no version: who read a weight may have written it.
         read = {weight for unit in self.gate.touched for weight in unit.weights}
         if self._away:
@@ -267,11 +271,17 @@ class Guest:
         while self._away:
             away = self._away[-1]
             if away.tensor.device == self._device:  # else somebody moved it: theirs from now on
-                _C.set_data(away.tensor, self._values_of(away, away.tensor in read))
+                try:
+                    values = self._values_of(away, away.tensor in read)
+                except RuntimeError as error:
+                    failure, values = failure or error, away.home
+                _C.set_data(away.tensor, values)
             self._away.pop()
         self.gate.touched.clear()
         self._known.clear()
         self.unwatch_reads()
+        if failure is not None:
+            raise failure
 
     def _values_of(self, away: _Away, is_read: bool) -> torch.Tensor:
         """Return what a tensor is in host memory after a turn."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from blockswap.attached import KEY
 from blockswap.components import Components, entrances
 from blockswap.config import SwapConfig
 from blockswap.device_memory import DeviceMemory
-from blockswap.errors import UseError
+from blockswap.errors import DeviceError, UseError
 from blockswap.exchange import attached, listen, replaced
 from blockswap.history import MemoryHistory, Recorder, recording
 from blockswap.pipeline_report import PipelineReport
@@ -118,18 +118,31 @@ class PipelineSession:
 
         Raises:
             UseError: a forward runs.
+            DeviceError: the device failed; all is detached, as by `Session.detach`.
         """
         self._refuse_running()
         sharing = self._sharing()
-        self._unhook()
+        ours = [
+            s for s in self.sessions.values() if all(s not in o.sessions.values() for o in sharing)
+        ]
+        failures: list[RuntimeError] = []
+
+        def attempt(act: Callable[[], None]) -> None:
+            try:
+                act()
+            except RuntimeError as error:
+                failures.append(error)
+
+        attempt(self._unhook)
+        for session in ours:
+            attempt(session.detach)
         self._live.discard(self)
-        for session in self.sessions.values():
-            if all(session not in other.sessions.values() for other in sharing):
-                session.detach()
         self._hook_again(sharing)
         self._is_detached = True
         if self.pipe.__dict__.get(KEY) is self:
             del self.pipe.__dict__[KEY]
+        if failures:  # that of a session tells most
+            raise next((f for f in failures if isinstance(f, DeviceError)), failures[0])
 
     @contextlib.contextmanager
     def record(self) -> Iterator[MemoryHistory]:
@@ -251,19 +264,21 @@ class PipelineSession:
     def _unhook(self) -> None:
         from blockswap import shim
 
-        self._turns.end()
-        for name in (CALL_END, "to"):
-            self.pipe.__dict__.pop(name, None)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        for session in self.sessions.values():
-            shim.remove(session.model)
-        for guest in self._guests:
-            shim.remove(guest.module)  # it keeps the forward that it found, which is ours
-            guest.unwatch()
-        for donor in self._parts.donors:
-            shim.remove(donor)
+        try:
+            self._turns.end()
+        finally:
+            for name in (CALL_END, "to"):
+                self.pipe.__dict__.pop(name, None)
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
+            for session in self.sessions.values():
+                shim.remove(session.model)
+            for guest in self._guests:
+                shim.remove(guest.module)  # it keeps the forward that it found, which is ours
+                guest.unwatch()
+            for donor in self._parts.donors:
+                shim.remove(donor)
 
     def _begin(self, name: str, session: Session, _module: nn.Module, _args: object) -> None:
         if session.state == "detached":

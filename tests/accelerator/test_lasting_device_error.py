@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import blockswap
 from blockswap import _C, fixed
 from blockswap.errors import DeviceError
+from blockswap.guests import Guest
 from tests.accelerator.test_sessions import STEPS, Chain
+from tests.pipelines import draw, make
 
 TEXT = "the driver said: device-side assert triggered"
 
@@ -135,3 +139,32 @@ def test_tensors_that_only_the_device_has_are_named(
     assert session.state == "detached"
     assert {p.device.type for p in model.parameters()} == {"cpu"}
     assert_ordinary(model, right)
+
+
+def test_pipeline_is_given_back_whole_in_the_middle_of_a_turn(
+    accelerator: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pipe, call), (right, _) = make("flux", tmp_path), make("flux", tmp_path)
+    call |= {"height": 64, "width": 64, "output_type": "latent"}
+    session = blockswap.attach(pipe, device="fake", offload="4MB")
+    draw(pipe, call)
+    pipe.encode_prompt("a red fox", "a red fox")
+    read = pipe.text_encoder_2.get_input_embeddings().weight
+    assert read.device.type == "fake"
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError(TEXT)
+
+    Failing.is_broken = True
+    with monkeypatch.context() as patch:
+        patch.setattr(Guest, "_values_of", refuse)
+        with pytest.raises(DeviceError, match=f"FluxTransformer2DModel is given back, .*{TEXT}"):
+            session.detach()
+    assert session.state == "detached"
+    for part in [p for p in pipe.components.values() if isinstance(p, torch.nn.Module)]:
+        for module in part.modules():
+            assert type(module._parameters) is dict
+            assert not module._forward_pre_hooks
+            assert "encode" not in vars(module) and "forward" not in vars(module)
+            assert all(p.device.type == "cpu" for p in module.parameters())
+    assert np.array_equal(draw(pipe, call), draw(right, call))
