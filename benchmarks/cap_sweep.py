@@ -19,7 +19,7 @@ from torch import nn
 
 import blockswap
 from benchmarks import command_line, write_rows
-from benchmarks.caps import NUM_CAPS, DeviceWatch, Ends
+from benchmarks.caps import NUM_CAPS, DeviceWatch, Ends, about_cap
 from benchmarks.models import tokens_of
 from blockswap.bench import zoo
 from blockswap.bench.core import quiet_core
@@ -36,26 +36,6 @@ def find_ends(model: nn.Module, inputs: dict[str, Any]) -> Ends:
         report = session.report()
     base = (report.peak_device_bytes or 0) - report.ring_bytes
     return Ends(base, smallest_ring_bytes(model), base + report.streamed_bytes)
-
-
-def about_cap(row: Row, resident: Resident, link_gb_per_s: float) -> Row:
-    """Return what the sweep promises: the cap holds, and the step is near its frontier.
-
-    Args:
-        row: measured.
-        resident: the same model unhooked.
-        link_gb_per_s: the link at its best; a neighbour slows it for a while.
-    """
-    if row["status"] != "ok":
-        return {}
-    cap = row["cap_bytes"]
-    needed_ms = (resident.peak_device_bytes - cap) / link_gb_per_s / 1e6
-    frontier_ms = max(resident.step_ms, needed_ms)
-    return {
-        "holds": row["peak_device_bytes"] <= cap,
-        "frontier_of_cap_ms": frontier_ms,
-        "efficiency_of_cap": frontier_ms / row["step_ms"],
-    }
 
 
 @torch.no_grad()
@@ -93,7 +73,7 @@ def sweep(kind: str, size: str, steps: int, numbers: list[int], device: str) -> 
             row["settings"] = {"vram": cap}
         link_gb_per_s = max(link_gb_per_s, row.get("link_gb_per_s", 0.0))
         row = {"model": kind, "number": number, "tokens": tokens_of(inputs)} | row
-        row |= about_cap(row, resident, link_gb_per_s)
+        row |= about_cap(row, link_gb_per_s)
         if watch is not None:
             row |= {"driver_peak_bytes": watch.peak_bytes, "driver_before_bytes": before}
         share = row.get("efficiency_of_cap", 0.0)

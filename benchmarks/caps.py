@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from blockswap.bench.head import gpu_uuid
+from blockswap.bench.rows import Row
 from blockswap.room import MOST_CAP_MARGIN_BYTES
 
 NUM_CAPS = 12
@@ -41,6 +42,25 @@ class Ends:
         width = last - first
         even = [first + width * i // (NUM_CAPS - 1) for i in range(NUM_CAPS)]
         return [*even, self.base + self.largest + free]
+
+
+def about_cap(row: Row, link_gb_per_s: float) -> Row:
+    """Return what the sweep promises: the cap holds, and the step is near its frontier.
+
+    Args:
+        row: of a whole model, measured.
+        link_gb_per_s: the link at its best; a neighbour slows it for a while.
+    """
+    if row["status"] != "ok":
+        return {}
+    cap = row["cap_bytes"]
+    needed_ms = (row["resident_peak_device_bytes"] - cap) / link_gb_per_s / 1e6
+    frontier_ms = max(row["resident_ms"], needed_ms)
+    return {
+        "holds": row["peak_device_bytes"] <= cap,
+        "frontier_of_cap_ms": frontier_ms,
+        "efficiency_of_cap": frontier_ms / row["step_ms"],
+    }
 
 
 class DeviceWatch:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.caps import about_cap
 from blockswap.bench.command import gib_text, settings_text
 from blockswap.bench.compare import compare
 from blockswap.plot_frontier import plot_frontier
@@ -134,13 +135,19 @@ def make_caps_table(sweeps: list[tuple[str, dict[str, Any]]]) -> str:
     chosen = chosen_caps(sweeps)
     for model in NAMES:
         ours = [row for (of, _), (_, row) in chosen.items() if of == model]
+        link_gb_per_s = max((row.get("link_gb_per_s", 0.0) for row in ours), default=0.0)
         for row in sorted(ours, key=_cap_of):
-            cells = _cells_of_cap(row) if row["status"] == "ok" else ["refused", "", "", "", ""]
+            cells = ["refused", "", "", "", ""]
+            if row["status"] == "ok":
+                cells = _cells_of_cap(row, link_gb_per_s)
             lines.append(f"| {NAMES[model]} | {_cap_of(row) / GIB:.2f} | {' | '.join(cells)} |")
     files = {name for name, _ in chosen.values()}
+    said = ""
     for name, head in (item for item in sweeps if item[0] in files):
-        link = f"[{name}](../benchmarks/results/{name})"
-        lines += ["", f"{head['gpu']}, {head['date']}, torch {head['torch']}, bf16, eager:", link]
+        machine = f"{head['gpu']}, {head['date']}, torch {head['torch']}, bf16, eager:"
+        lines += ["", machine] if machine != said else []
+        lines.append(f"[{name}](../benchmarks/results/{name})")
+        said = machine
     return "\n".join(lines)
 
 
@@ -148,12 +155,14 @@ def _cap_of(row: dict[str, Any]) -> int:
     return int(row["cap_bytes"] if "cap_bytes" in row else row["settings"]["vram"])
 
 
-def _cells_of_cap(row: dict[str, Any]) -> list[str]:
+def _cells_of_cap(row: dict[str, Any], link_gb_per_s: float) -> list[str]:
     """Return what a row of a sweep shows; one with a whole call knows less."""
     driver = ""
     if "driver_peak_bytes" in row:
         driver = f"{(row['driver_peak_bytes'] - row['driver_before_bytes']) / GIB:.2f}"
-    bound = f"{row['efficiency_of_cap']:.3f}" if "efficiency_of_cap" in row else ""
+    bound = ""
+    if "efficiency_of_cap" in row:
+        bound = f"{about_cap(row, link_gb_per_s)['efficiency_of_cap']:.3f}"
     same = "yes" if row["bit_identical"] else "NO"
     return [f"{row['peak_device_bytes'] / GIB:.2f}", driver, f"{row['step_ms']:.0f}", bound, same]
 

@@ -9,11 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from benchmarks.cap_sweep import about_cap
-from benchmarks.caps import NUM_CAPS, Ends
-from blockswap.bench.timing import Resident
+from benchmarks.caps import NUM_CAPS, Ends, about_cap
 from blockswap.room import MOST_CAP_MARGIN_BYTES
 
 GB = 10**9
@@ -37,27 +34,26 @@ def row(cap: int, peak: int, step_ms: float) -> dict[str, object]:
         "cap_bytes": cap,
         "peak_device_bytes": peak,
         "link_gb_per_s": 40.0,
+        "resident_ms": 100.0,
+        "resident_peak_device_bytes": 20 * GB,
         "step_ms": step_ms,
     }
 
 
 @pytest.mark.parametrize(("peak", "holds"), [(10 * GB, True), (10 * GB + 1, False)])
 def test_a_row_holds_only_if_the_peak_stayed_below_the_cap(peak: int, holds: bool) -> None:
-    resident = Resident(100.0, 0, 20 * GB, torch.empty(0))
-    about = about_cap(row(10 * GB, peak, 250.0), resident, 50.0)
+    about = about_cap(row(10 * GB, peak, 250.0), 50.0)
     assert about["holds"] is holds
     assert about["frontier_of_cap_ms"] == 200.0  # 10 GB at the best 50 GB/s
     assert about["efficiency_of_cap"] == 0.8
 
 
 def test_where_little_streams_the_frontier_is_the_resident_step():
-    resident = Resident(100.0, 0, 20 * GB, torch.empty(0))
-    assert about_cap(row(19 * GB, 19 * GB, 125.0), resident, 50.0)["efficiency_of_cap"] == 0.8
+    assert about_cap(row(19 * GB, 19 * GB, 125.0), 50.0)["efficiency_of_cap"] == 0.8
 
 
 def test_a_refused_row_claims_nothing():
-    resident = Resident(100.0, 0, 20 * GB, torch.empty(0))
-    assert about_cap({"status": "CapError: no"}, resident, 50.0) == {}
+    assert about_cap({"status": "CapError: no"}, 50.0) == {}
 
 
 def test_calls_that_decode_are_the_same_under_a_session(tmp_path: Path) -> None:
