@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -51,6 +52,7 @@ def is_interrupted(act: Callable[[], Any], at: int) -> bool:
         return hear
 
     before = sys.gettrace()
+    gc.disable()  # finalizers of what earlier tests left are not what is to be interrupted
     sys.settrace(hear)
     try:
         act()
@@ -58,6 +60,7 @@ def is_interrupted(act: Callable[[], Any], at: int) -> bool:
         return True
     finally:
         sys.settrace(before)
+        gc.enable()
     return False
 
 
