@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from blockswap.blocks import Block, list_counts
+from blockswap.blocks import Block, find_again, list_counts
 from blockswap.config import SwapConfig
 from blockswap.device_memory import DeviceMemory
 from blockswap.errors import ConfigError
@@ -61,16 +61,19 @@ def check_plannable(
         )
 
 
-def check_edited(state: ModelState, config: SwapConfig) -> None:
-    """Refuse of a model that was edited what `blockswap.attach` would refuse.
+def take_in_again(state: ModelState, config: SwapConfig) -> None:
+    """Find a model's blocks anew; refuse of its edits what `blockswap.attach` would refuse.
 
     Args:
-        state: of its session; its weights have been given back, its blocks found anew.
+        state: of its session; its weights have been given back.
         config: what was asked for.
 
     Raises:
         ConfigError, CapError, UnsupportedError: as `check_plannable` and `check_weights` do.
     """
+    state.blocks = find_again(state.model, config.blocks)
+    if state.is_relieved():  # nobody has edited it
+        return
     check_weights(state.model)
     state.memory.dismiss_neighbours()  # none stay while it learns anew
     check_plannable(state.model, state.blocks, config, streams_outside=state.streams_outside)

@@ -17,6 +17,24 @@ if TYPE_CHECKING:
     from blockswap.model_state import ModelState
 
 
+class Attempts:
+    """Does one thing after another, whatever becomes of each.
+
+    Attributes:
+        failures: what the device, or PyTorch, had against them.
+    """
+
+    def __init__(self) -> None:
+        self.failures: list[RuntimeError] = []
+
+    def __call__(self, act: Callable[[], object]) -> None:
+        """Do it; a RuntimeError is kept."""
+        try:
+            act()
+        except RuntimeError as error:
+            self.failures.append(error)
+
+
 def give_back(state: ModelState, settles: bool) -> DeviceError | None:
     """Make a model's weights ordinary, whatever the device says.
 
@@ -28,19 +46,12 @@ def give_back(state: ModelState, settles: bool) -> DeviceError | None:
         What to raise when all else is done: the device failed. Weights with an image are in host
         memory then; others may be lost.
     """
-    failures: list[RuntimeError] = []
-
-    def attempt(act: Callable[[], object]) -> None:
-        try:
-            act()
-        except RuntimeError as error:
-            failures.append(error)
-
+    attempt = Attempts()
     with torch.inference_mode(mode=False), torch.no_grad():
         if settles:
             attempt(state.reconcile)
         attempt(state.engine.stop)
-        if failures:
+        if attempt.failures:
             attempt(state.engine.stop)  # one stream's error has kept it from waiting for others
         attempt(state.memory.forget)
         state.pool.release()
@@ -53,7 +64,7 @@ def give_back(state: ModelState, settles: bool) -> DeviceError | None:
         unwatch(state.plain)
         if "fixed" in state.__dict__:
             attempt(state.fixed.to_origin)
-    return _told(failures[0], state) if failures else None
+    return _told(attempt.failures[0], state) if attempt.failures else None
 
 
 def _to_origins(state: ModelState) -> None:

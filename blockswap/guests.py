@@ -231,10 +231,12 @@ class Guest:
                 is_pinned = self._home is not None and self._home.holds(home)
                 # The last copy is waited for, and with it all: any stream may compute with them.
                 runs_on = is_pinned and tensor is not moving[-1]
-                _C.set_data(tensor, home.to(self._device, non_blocking=runs_on))
+                there = home.to(self._device, non_blocking=runs_on)
                 # Operators write running statistics without counting a version.
                 version = tensor._version if isinstance(tensor, nn.Parameter) else None
-                self._away.append(_Away(tensor, home, _layout(tensor), version))
+                # Noted first: what Ctrl-C finds on the device then is known to be away.
+                self._away.append(_Away(tensor, home, _layout(there), version))
+                _C.set_data(tensor, there)
             self.watch_reads()
         except BaseException:
             self.leave()

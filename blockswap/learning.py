@@ -89,7 +89,8 @@ class Learned:
         head_seconds: compute before the first leaf.
         host_seconds, head_host_seconds: the host's time to issue them.
         host_seconds_per_copy: its time for one streamed piece.
-        hosts: the host's times of the steps under the first plan.
+        settling_plan: the plan whose steps tell the following.
+        hosts: the host's times of the steps under it.
         earlier_times: the device's of a measured one among them that is not the last.
         settling_steps: how many of those there are to be.
         unmeasured_seconds: of the one among them whose pieces were not measured.
@@ -111,6 +112,7 @@ class Learned:
     host_seconds: dict[int, float] = field(default_factory=dict)
     head_host_seconds: float = 0.0
     host_seconds_per_copy: float = 0.0
+    settling_plan: _C.Plan | None = None
     hosts: list[_C.HostTimes] = field(default_factory=list)
     earlier_times: _C.StepTimes | None = None
     settling_steps: int = SETTLING_STEPS
@@ -174,6 +176,7 @@ class Learned:
             self.settled = 0
         elif stage is Stage.SETTLE:
             self.settled += 1
+        self.settling_plan = None
         self.hosts.clear()
         self.earlier_times = None
         self.settling_steps = SETTLING_STEPS

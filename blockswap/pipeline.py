@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from blockswap.config import SwapConfig
 from blockswap.device_memory import DeviceMemory
 from blockswap.errors import DeviceError, UseError
 from blockswap.exchange import attached, listen, replaced
+from blockswap.giving_back import Attempts
 from blockswap.history import MemoryHistory, Recorder, recording
 from blockswap.pipeline_report import PipelineReport
 from blockswap.report import State
@@ -125,14 +126,7 @@ class PipelineSession:
         ours = [
             s for s in self.sessions.values() if all(s not in o.sessions.values() for o in sharing)
         ]
-        failures: list[RuntimeError] = []
-
-        def attempt(act: Callable[[], None]) -> None:
-            try:
-                act()
-            except RuntimeError as error:
-                failures.append(error)
-
+        attempt = Attempts()
         attempt(self._unhook)
         for session in ours:
             attempt(session.detach)
@@ -141,8 +135,9 @@ class PipelineSession:
         self._is_detached = True
         if self.pipe.__dict__.get(KEY) is self:
             del self.pipe.__dict__[KEY]
-        if failures:  # that of a session tells most
-            raise next((f for f in failures if isinstance(f, DeviceError)), failures[0])
+        if attempt.failures:  # that of a session tells most
+            told = [f for f in attempt.failures if isinstance(f, DeviceError)]
+            raise (told or attempt.failures)[0]
 
     @contextlib.contextmanager
     def record(self) -> Iterator[MemoryHistory]:

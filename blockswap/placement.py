@@ -44,6 +44,7 @@ class Placement:
         self._residents: dict[int, int] = {}  # leaf: address
         self._filled: set[int] = set()  # those whose images were sent there
         self.ring = 0
+        self._ring_bytes = 0
 
     def __contains__(self, leaf: int) -> bool:
         """Whether a leaf is resident."""
@@ -68,6 +69,7 @@ class Placement:
             DeviceError: no memory. Residents that stayed where they were stay, no new one does,
                 nor the ring, nor any if all were to move.
         """
+        self._forget_what_was_broken_off()
         staying = self._filled.intersection(residents)
         kept = 0
         if self._unused_between(staying) > MOST_UNUSED_BYTES:
@@ -88,6 +90,7 @@ class Placement:
         new: list[int] = []
         try:
             if ring_bytes:
+                self._ring_bytes = ring_bytes
                 self.ring = self._pool.allocate(ring_bytes, self._token)
             for leaf in missing:
                 size = self._host.image_bytes[leaf]
@@ -102,6 +105,7 @@ class Placement:
 
     def clear(self) -> None:
         """Free everything. The engine must have stopped."""
+        self._forget_what_was_broken_off()
         self._free(staying=set())
 
     def copy(self, leaf: int) -> None:
@@ -109,6 +113,16 @@ class Placement:
         size = self._host.image_bytes[leaf]
         self._engine.copy_fixed(self.address(leaf), self._host.image(leaf), size, self._token)
         self._filled.add(leaf)
+
+    def _forget_what_was_broken_off(self) -> None:
+        """Free everything if Ctrl-C came between a block's taking or freeing and our note of it."""
+        noted = self._ring_bytes if self.ring else 0
+        noted += sum(self._host.image_bytes[leaf] for leaf in self._residents)
+        if self._pool.bytes != noted:
+            self._pool.release()
+            self._residents.clear()
+            self._filled.clear()
+            self.ring = 0
 
     def _free(self, staying: set[int]) -> None:
         """Free the ring and all residents but these, and give back what then is unused."""

@@ -14,12 +14,12 @@ from blockswap import attached, preflight
 from blockswap.attempt import Attempt
 from blockswap.autocast import AutocastCache
 from blockswap.binding import ONE_CALLER, Gate, Unit
-from blockswap.blocks import Block, find_again
+from blockswap.blocks import Block
 from blockswap.callers import num_running
 from blockswap.claim import Claim
 from blockswap.config import SwapConfig
 from blockswap.errors import DeviceError, UseError
-from blockswap.feasible import check_edited
+from blockswap.feasible import take_in_again
 from blockswap.hooks import Hooks
 from blockswap.learning import shape_key
 from blockswap.model_state import ModelState
@@ -86,11 +86,13 @@ class Session:
 
         Raises:
             UseError: the session is detached.
+            ConfigError, CapError: the model was edited; it stays paused.
         """
         if self._hooks is None:
             if self._state.is_detached:
                 raise UseError("this session is detached: call blockswap.attach again")
-            self._state.blocks = find_again(self.model, self.config.blocks)
+            self.pause()  # anew, should that have been broken off
+            take_in_again(self._state, self.config)
             self._start()
 
     def detach(self) -> None:
@@ -298,9 +300,7 @@ class Session:
         self._cycle.interrupt()
         try:
             self._give_back(detach=False)
-            self._state.blocks = find_again(self.model, self.config.blocks)
-            if not self._state.is_relieved():  # else nobody has edited it
-                check_edited(self._state, self.config)
+            take_in_again(self._state, self.config)
             self._start()
         except BaseException as error:
             self._let_go(detach=True)

@@ -239,7 +239,10 @@ class Steward:
                 self.plans.make(learned)
                 learned.enter(Stage.SETTLE)
                 self.plans.install(learned)
+        elif learned.settling_plan not in (None, self.plans.plan):
+            learned.enter(Stage.SETTLE)  # a smaller plan was installed, or that was broken off
         else:
+            learned.settling_plan = self.plans.plan
             self._watch_settling(learned)
             if learned.steps >= learned.settling_steps:
                 self._settle(learned)

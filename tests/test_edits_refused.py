@@ -107,3 +107,24 @@ def test_blocks_that_came_or_went_while_paused_are_taken_in(edit: Callable[[Stac
     session.resume()
     assert_same(model, right, X, 12)
     assert session.state == "ready"
+
+
+@torch.no_grad()
+def test_edit_while_paused_that_attach_would_refuse_leaves_the_session_paused() -> None:
+    model, right = make_pair()
+    session = attach_ready(model, X, vram="8MiB")
+    session.pause()
+    kept = model.blocks[2]
+    for stack in (model, right):
+        replace_block(stack)
+        widen(stack)
+    with pytest.raises(CapError, match=r"needs .*16\..* MiB.*cap is 8\.0 MiB.*blocks\.2\.up"):
+        session.resume()
+    assert session.state == "paused"
+    assert_same(model, right, X, 2)
+    assert_same(copy.deepcopy(model), right, X, 1)  # an ordinary model
+    for stack in (model, right):
+        stack.blocks[2] = kept
+    session.resume()
+    assert_same(model, right, X, 12)
+    assert session.state == "ready"

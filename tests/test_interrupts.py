@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-import os
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 import torch
+from interrupting import OURS, is_interrupted
 from session_models import (
     assert_same,
     assert_unchanged,
@@ -29,39 +24,6 @@ from blockswap.errors import UseError
 
 X = make_input()
 HALF = "4MiB"
-OURS = str(Path(blockswap.__file__).parent) + os.sep
-
-
-def is_interrupted(act: Callable[[], Any], at: int) -> bool:
-    """Run it, with Ctrl-C before the line of blockswap that is the ``at``-th to run.
-
-    Returns:
-        Whether there were so many.
-    """
-    line = 0
-
-    def hear(frame: FrameType, event: str, _arg: Any) -> Any:
-        nonlocal line
-        if not frame.f_code.co_filename.startswith(OURS):
-            return None
-        if event == "line":
-            line += 1
-            if line == at:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return hear
-
-    before = sys.gettrace()
-    gc.disable()  # finalizers of what earlier tests left are not what is to be interrupted
-    sys.settrace(hear)
-    try:
-        act()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-        gc.enable()
-    return False
 
 
 @pytest.mark.slow
@@ -131,6 +93,44 @@ def test_attaching_may_be_interrupted_anywhere_and_leaves_no_trace() -> None:
         assert_same(model, right, X, 1)
         at += 97
     assert at > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("act", ["learn", "vacate"])
+def test_a_change_of_what_lies_on_the_device_may_be_interrupted_anywhere(act: str) -> None:
+    model, right = make_pair()
+    before = describe(model)
+    at = 1
+    while True:
+        session = attach(model, offload=HALF)
+        if act == "vacate":
+            steps(model, X, 6)
+        change = session.vacate if act == "vacate" else lambda: steps(model, X, 6)
+        if not is_interrupted(change, at, within=OURS + "placement.py"):
+            break
+        assert_same(model, right, X, 4)
+        session.detach()
+        assert_unchanged(model, before)
+        at += 1
+    assert at > 20
+
+
+@pytest.mark.slow
+def test_a_pause_that_was_interrupted_anywhere_may_be_followed_by_resume() -> None:
+    model, right = make_pair()
+    before = describe(model)
+    at = 1
+    while True:
+        session = attach(model, offload=HALF)
+        steps(model, X, 3)
+        if not is_interrupted(session.pause, at):
+            break
+        session.resume()
+        assert_same(model, right, X, 1)
+        session.detach()
+        assert_unchanged(model, before)
+        at += 13
+    assert at > 100
 
 
 def test_a_session_is_refused_to_whoever_runs_it_already() -> None:

@@ -21,14 +21,22 @@ class SmallPool:
 
     def __init__(self) -> None:
         self._pool = _C.CachingPool(_C.make_device("cpu", 0), _C.make_host_pages(2**28, PAGE))
+        self._sizes: dict[int, int] = {}
         self.mapped: list[int] = []
 
     def allocate(self, num_bytes: int, _: torch.Tensor) -> int:
         self.mapped.append(self._pool.stats().reserved_bytes)
-        return int(self._pool.allocate(num_bytes))
+        address = int(self._pool.allocate(num_bytes))
+        self._sizes[address] = num_bytes
+        return address
 
     def free(self, address: int) -> None:
         self._pool.free(address)
+        del self._sizes[address]
+
+    @property
+    def bytes(self) -> int:
+        return sum(self._sizes.values())
 
     def give_back(self) -> int:
         return int(self._pool.trim())

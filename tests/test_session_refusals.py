@@ -44,7 +44,7 @@ def forward_in_another_thread(model: Stack) -> Iterator[list[torch.Tensor]]:
 
     outputs: list[torch.Tensor] = []
     handle = model.blocks[2].mix.register_forward_pre_hook(wait)
-    thread = threading.Thread(target=lambda: outputs.extend(steps(model, X)))
+    thread = threading.Thread(target=lambda: outputs.extend(steps(model, X)), daemon=True)
     thread.start()
     try:
         assert inside.wait(60)
@@ -53,6 +53,7 @@ def forward_in_another_thread(model: Stack) -> Iterator[list[torch.Tensor]]:
         handle.remove()
         go_on.set()
         thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_second_thread_is_refused_and_the_first_stays_right() -> None:

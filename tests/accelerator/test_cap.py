@@ -139,7 +139,8 @@ def test_capped_sessions_in_two_threads_leave_no_limit_behind(
             wrong.extend(output for output in outputs if not torch.equal(output, right))
 
     threads = [
-        threading.Thread(target=run, args=pair) for pair in zip(models, expected, strict=True)
+        threading.Thread(target=run, args=pair, daemon=True)
+        for pair in zip(models, expected, strict=True)
     ]
     for thread in threads:
         thread.start()

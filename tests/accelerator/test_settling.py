@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import blockswap
+from blockswap.learning import SETTLING_STEPS_OF_HOST
 from tests.accelerator.test_sessions import Chain
 
 
@@ -63,3 +64,28 @@ def test_a_plan_is_settled_once_more_when_its_measured_steps_do_not_explain_the_
         while session.state != "ready":
             model(x)
         assert 0.0 < (session.report().predicted_ms or 0.0) < 300.0
+
+
+@torch.no_grad()
+def test_a_plan_that_is_smaller_when_it_returns_is_settled_from_the_beginning(
+    accelerator: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockswap.learning.MOST_SETTLED", 1)  # not for any other reason
+    total, small = 16 * 2**20, 3 * 2**20
+    accelerator.set_limit(total)
+    model = Chain([256] * 25, seed=0)
+    x = torch.randn(4, 256, generator=torch.Generator().manual_seed(1))
+    expected = model(x)
+    with blockswap.attach(model, device="fake", block_size="64kB", check=True) as session:
+        for _ in range(5):
+            assert torch.equal(model(x.to("fake")).cpu(), expected)
+        assert session.state == "learning"
+        before = session.report().pool_bytes
+        session.vacate()
+        accelerator.set_others(total - accelerator.memory_allocated() - small)
+        num_steps = 0
+        while session.state != "ready":
+            assert torch.equal(model(x.to("fake")).cpu(), expected)
+            num_steps += 1
+        assert num_steps > SETTLING_STEPS_OF_HOST
+        assert 0 < session.report().pool_bytes < before

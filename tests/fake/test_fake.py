@@ -124,7 +124,7 @@ def test_waiting_for_a_stream_gives_the_gil_back(device_module):
     device_module.set_body_delay(0.2)
     x.add_(1)
     ticks = []
-    thread = threading.Thread(target=lambda: ticks.append(time.perf_counter()))
+    thread = threading.Thread(target=lambda: ticks.append(time.perf_counter()), daemon=True)
     started = time.perf_counter()
     thread.start()
     x.cpu()
@@ -241,7 +241,8 @@ def test_current_stream_and_device_belong_to_the_thread(device_module):
     thread = threading.Thread(
         target=lambda: seen.append(
             (device_module.current_device(), device_module.current_stream().stream_id)
-        )
+        ),
+        daemon=True,
     )
     thread.start()
     thread.join()
