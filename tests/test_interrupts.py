@@ -61,8 +61,13 @@ def test_weights_are_whole_right_after_an_interrupted_forward() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pause", "detach", "vacate"])
-def test_what_ends_a_session_may_be_interrupted_anywhere_and_done_again(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "then"),
+    [("pause", "pause"), ("pause", "resume"), ("detach", "detach"), ("vacate", "vacate")],
+)
+def test_what_ends_a_session_may_be_interrupted_anywhere_and_done_again(
+    name: str, then: str
+) -> None:
     model, right = make_pair()
     before = describe(model)
     at = 1
@@ -71,8 +76,9 @@ def test_what_ends_a_session_may_be_interrupted_anywhere_and_done_again(name: st
         steps(model, X, 3)
         if not is_interrupted(getattr(session, name), at):
             break
-        assert_same(model, right, X, 1)
-        getattr(session, name)()
+        if then == name:
+            assert_same(model, right, X, 1)
+        getattr(session, then)()
         assert_same(model, right, X, 1)
         session.detach()
         assert_unchanged(model, before)
@@ -111,26 +117,8 @@ def test_a_change_of_what_lies_on_the_device_may_be_interrupted_anywhere(act: st
         assert_same(model, right, X, 4)
         session.detach()
         assert_unchanged(model, before)
-        at += 1
+        at += 3 if act == "learn" else 1
     assert at > 20
-
-
-@pytest.mark.slow
-def test_a_pause_that_was_interrupted_anywhere_may_be_followed_by_resume() -> None:
-    model, right = make_pair()
-    before = describe(model)
-    at = 1
-    while True:
-        session = attach(model, offload=HALF)
-        steps(model, X, 3)
-        if not is_interrupted(session.pause, at):
-            break
-        session.resume()
-        assert_same(model, right, X, 1)
-        session.detach()
-        assert_unchanged(model, before)
-        at += 13
-    assert at > 100
 
 
 def test_a_session_is_refused_to_whoever_runs_it_already() -> None:
