@@ -58,7 +58,7 @@ def test_failure_while_attaching_leaves_the_model_as_it_was(
 @pytest.mark.parametrize(
     "place",
     [
-        "blockswap.session.find_again",
+        "blockswap.feasible.find_again",
         "blockswap.model_state._C.Engine",
         "blockswap.host.Host.__init__",
         "blockswap.fixed.FixedTensors.to_device",
