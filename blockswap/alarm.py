@@ -40,8 +40,9 @@ def armed(memory: DeviceMemory, can_run_again: Callable[[], bool]) -> Iterator[N
         can_run_again: whether what computes now can be repeated, with more memory than it has.
     """
     _listen(memory)
-    outer, _armed.watch = _armed.watch, _Watch(memory.key, can_run_again)
+    outer = _armed.watch
     try:
+        _armed.watch = _Watch(memory.key, can_run_again)
         yield
     finally:
         _armed.watch = outer

@@ -94,6 +94,7 @@ class Guest:
     Attributes:
         name: of the component.
         num_bytes: what a turn takes on the device.
+        is_here: whether all of it is on the device for a turn.
         gate: notes which weights are read during a turn while it does not compute.
         turns: how many there were.
         peak_bytes: the most that the device held in one.
@@ -106,6 +107,7 @@ class Guest:
     ) -> None:
         self.name = name
         self.module = module
+        self.is_here = False
         self.turns = self.peak_bytes = 0
         self.turn_bytes: int | None = None
         self._device = device
@@ -238,6 +240,7 @@ class Guest:
                 self._away.append(_Away(tensor, home, _layout(there), version))
                 _C.set_data(tensor, there)
             self.watch_reads()
+            self.is_here = True
         except BaseException:
             self.leave()
             raise
@@ -263,6 +266,7 @@ class Guest:
         What a failing device does not give back is as it came, and the error raised at the end.
         """
         failure: RuntimeError | None = None
+        self.is_here = False
         # `p.data += delta` counts no version: who read a weight may have written it.
         read = {weight for unit in self.gate.touched for weight in unit.weights}
         if self._away:

@@ -53,6 +53,7 @@ class Hooks:
         self._models = models
         self._session = session
         self._blocks = blocks
+        self._entrance: list[Entrance] = []  # where all doors lead, and nowhere when it is empty
         self._doors: list[_Door] = []
         self._hooked: set[nn.Module] = set()  # leaves
         self._before, self._after = _leaf_hooks(session)
@@ -61,7 +62,13 @@ class Hooks:
         """Put a forward of our own in front of the model's and the blocks'."""
         for module in (*self._models, *self._blocks):
             self._doors.append(_door_of(module))
-            self._doors[-1].open(self._session)
+            self._doors[-1].open(self._entrance)
+        self._entrance.append(self._session)
+
+    @property
+    def are_open(self) -> bool:
+        """Whether they lead to the session; not once they are being removed."""
+        return bool(self._entrance)
 
     def place(self, learns: bool) -> None:
         """Put hooks on the leaves: on all while learning, else on the ends of streamed pieces.
@@ -92,7 +99,8 @@ class Hooks:
         return any(door.is_foreign for door in self._doors)
 
     def remove(self) -> None:
-        """Take every hook off."""
+        """Take every hook off. Safe to call twice."""
+        self._entrance.clear()  # all doors at once, should the rest be broken off
         self._unhook()
         for door in self._doors:
             door.remove()
@@ -125,19 +133,19 @@ class _Door:
     Attributes:
         module: whose it is.
         forward: what is put on the module.
-        sessions: the one that it leads to; none once it was removed.
+        sessions: the one that it leads to, for all doors of one session; none once it is removed.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self._had = had = module.__dict__.get("forward")  # put there by another tool
         self.sessions: list[Entrance] = []
-        sessions = self.sessions
 
         @functools.wraps(module.forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
             # Looked up at each call: tools exchange the class of a module, or its class's forward.
             original = had or functools.partial(type(module).forward, module)
+            sessions = self.sessions
             if torch.compiler.is_compiling() or not sessions:
                 return original(*args, **kwargs)
             session = sessions[0]
@@ -170,9 +178,9 @@ class _Door:
         setattr(forward, OURS, self)
         self.forward = forward
 
-    def open(self, session: Entrance) -> None:
+    def open(self, sessions: list[Entrance]) -> None:
         """Lead to this session. One that was left inside other tools' forwards stays there."""
-        self.sessions.append(session)
+        self.sessions = sessions
         if self.module.__dict__.get("forward") is self._had:
             self.module.forward = self.forward
 
@@ -183,7 +191,7 @@ class _Door:
 
     def remove(self) -> None:
         """Give the module its own forward back; inert where others have wrapped ours since."""
-        self.sessions.clear()
+        self.sessions = []
         if self.module.__dict__.get("forward") is self.forward:
             if self._had is None:
                 del self.module.forward

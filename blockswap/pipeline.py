@@ -58,6 +58,7 @@ class PipelineSession:
         self._memory = DeviceMemory(config.target_device())
         self._resolved = config.resolve(self._memory.total_bytes())
         self._handles: list[RemovableHandle] = []
+        self._is_hooked = False
         self._recorder: Recorder | None = None
         self._is_detached = False
         self._place(sessions, parts)
@@ -75,7 +76,8 @@ class PipelineSession:
         if self._is_detached or any(s.state == "detached" for s in self.sessions.values()):
             return "detached"
         order: tuple[State, ...] = ("detached", "paused", "learning", "ready")
-        return min((session.state for session in self._denoisers), key=order.index)
+        states: list[State] = ["ready" if self._is_hooked else "paused"]
+        return min(states + [session.state for session in self._denoisers], key=order.index)
 
     def report(self) -> PipelineReport:
         """Return what happened up to the last step of each component."""
@@ -105,11 +107,12 @@ class PipelineSession:
         """
         if self.state == "detached":
             raise UseError("this session is detached: call blockswap.attach again")
-        if not self._handles:
+        if is_paused := not self._is_hooked:
+            self._unhook()  # anew, should that have been broken off
             self._exchange()
         for session in self.sessions.values():
             session.resume()
-        if not self._handles:
+        if is_paused:
             self._hook()
 
     def detach(self) -> None:
@@ -192,7 +195,7 @@ class PipelineSession:
 
     def _follow(self) -> None:
         """Treat the components as they are now, see `Follower`; while paused, `resume` does it."""
-        if not self._handles:
+        if not self._is_hooked:
             return
         self._refuse_running()
         sharing = self._sharing()
@@ -224,7 +227,7 @@ class PipelineSession:
     def _hook_again(sharing: list[PipelineSession]) -> None:
         """Put back what we took off the components that they share with us."""
         for other in sharing:
-            if other._handles:
+            if other._is_hooked:
                 other._unhook()
                 other._hook()
 
@@ -239,6 +242,7 @@ class PipelineSession:
             self._unhook()
             raise
         self._turns.start()
+        self._is_hooked = True
 
     def _put_hooks(self) -> None:
         from blockswap import shim
@@ -259,6 +263,7 @@ class PipelineSession:
     def _unhook(self) -> None:
         from blockswap import shim
 
+        self._is_hooked = False
         try:
             self._turns.end()
         finally:
@@ -307,7 +312,7 @@ class PipelineSession:
             for module in shared:
                 module.to(dtype=dtype)
             for guest in session._guests:
-                if guest.module in shared and session._handles:  # not while paused
+                if guest.module in shared and session._is_hooked:  # not while paused
                     guest.pin()
 
     def _record(self, part: str) -> None:

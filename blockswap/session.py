@@ -61,7 +61,7 @@ class Session:
     @property
     def state(self) -> State:
         """Return "learning", "ready", "paused" or "detached"."""
-        if self._hooks is None:
+        if self._hooks is None or not self._hooks.are_open:
             return "detached" if self._state.is_detached else "paused"
         return "ready" if self._steward.is_ready else "learning"
 
@@ -88,7 +88,7 @@ class Session:
             UseError: the session is detached.
             ConfigError, CapError: the model was edited; it stays paused.
         """
-        if self._hooks is None:
+        if self._hooks is None or not self._hooks.are_open:
             if self._state.is_detached:
                 raise UseError("this session is detached: call blockswap.attach again")
             self.pause()  # anew, should that have been broken off

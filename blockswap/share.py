@@ -44,11 +44,13 @@ class Limit:
     def release(self, memory: DeviceMemory, who: int) -> None:
         """Ask for nothing any more. Safe to call twice."""
         with self._lock:
-            if self._asked.pop(who, None) is None:
+            if who not in self._asked:
                 return
-            memory.set_limit(min((self._users, *self._asked.values())))
-            if not self._asked:
+            others = [share for other, share in self._asked.items() if other != who]
+            memory.set_limit(min((self._users, *others)))
+            if not others:
                 self._echo = memory.limit()
+            del self._asked[who]  # last: broken off before that, it is done again
 
 
 class Share:

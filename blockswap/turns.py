@@ -84,18 +84,19 @@ class Turns:
 
     def begin(self, guest: Guest) -> None:
         """It is ``guest``'s turn."""
-        if self._present is guest:
+        if self._present is guest and guest.is_here:
             return
         self._end_others(guest.module)
         self.end()
         self._make_room(guest)
         try:
             guest.enter()
+            guest.turns += 1
+            self._present = guest
         except BaseException:
+            guest.leave()
             self._close()
             raise
-        guest.turns += 1
-        self._present = guest
 
     def stream(self, session: Session) -> None:
         """A session is about to run: those that it does not share the cap with leave.
@@ -145,10 +146,13 @@ class Turns:
     def end(self) -> None:
         """Nobody's turn: a denoiser runs, or the pipeline's call has ended."""
         self.note()
-        guest, self._present = self._present, None
-        if guest is not None:
+        if self._present is not None:
             try:
-                guest.leave()
+                self._present.leave()
+                self._present = None  # unless Ctrl-C came before: then it leaves the next time
+            except Exception:
+                self._present = None
+                raise
             finally:
                 self._close()
 
@@ -156,9 +160,10 @@ class Turns:
     def computing(self, guest: Guest, can_repeat: Callable[[], bool]) -> Iterator[None]:
         """Bound what PyTorch reserves in a guest's call; calls within it change nothing."""
         self.begin(guest)
-        is_outermost = self._depth == 0
-        self._depth += 1
+        depth = self._depth
+        is_outermost = depth == 0
         try:
+            self._depth = depth + 1
             if is_outermost:
                 beside = self._beside_bytes()
                 if self._cap_bytes is not None and (
@@ -172,10 +177,12 @@ class Turns:
             with watch if is_outermost else contextlib.nullcontext():
                 yield
         finally:
-            self._depth -= 1
+            self._depth = depth
             if is_outermost:
-                guest.watch_reads()
-                self._share.lift()
+                try:
+                    guest.watch_reads()
+                finally:
+                    self._share.lift()
 
     def relieve(self, error: torch.OutOfMemoryError, can_repeat: bool) -> bool:
         """Memory was out in a guest's call: have the denoisers leave; whether to call again."""

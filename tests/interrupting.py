@@ -16,7 +16,7 @@ import blockswap
 OURS = str(Path(blockswap.__file__).parent) + os.sep
 
 
-def is_interrupted(act: Callable[[], Any], at: int, within: str = OURS) -> bool:
+def is_interrupted(act: Callable[[], Any], at: int, within: str | tuple[str, ...] = OURS) -> bool:
     """Run it, with Ctrl-C before the line of blockswap that is the ``at``-th to run.
 
     Args:

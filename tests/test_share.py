@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from interrupting import OURS, is_interrupted
 
 from blockswap import memory
 from blockswap.device_memory import DeviceMemory
@@ -52,6 +53,21 @@ def test_pytorch_may_reserve_what_the_cap_leaves_and_then_what_it_might_before()
     assert device.share == 0.9
     share.lift()
     assert device.share == 0.9
+
+
+@pytest.mark.parametrize("at", range(1, 13))
+def test_a_share_whose_lift_is_interrupted_anywhere_is_lifted_by_the_next_one(at: int) -> None:
+    device = Limited(0.9)
+    share = share_of(device, 400 * MIB)
+    share.impose(0)
+    is_interrupted(share.lift, at, within=OURS + "share.py")
+    share.lift()
+    assert device.share == 0.9
+    device.share = 0.8  # the user's own now
+    share.impose(0)
+    assert device.share == 0.4
+    share.lift()
+    assert device.share == 0.8
 
 
 def test_sessions_in_several_threads_leave_the_users_limit() -> None:
