@@ -61,7 +61,7 @@ def check_plannable(
         )
 
 
-def take_in_again(state: ModelState, config: SwapConfig) -> None:
+def renew_blocks(state: ModelState, config: SwapConfig) -> None:
     """Find a model's blocks anew; refuse of its edits what `blockswap.attach` would refuse.
 
     Args:

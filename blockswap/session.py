@@ -19,7 +19,7 @@ from blockswap.callers import num_running
 from blockswap.claim import Claim
 from blockswap.config import SwapConfig
 from blockswap.errors import DeviceError, UseError
-from blockswap.feasible import take_in_again
+from blockswap.feasible import renew_blocks
 from blockswap.hooks import Hooks
 from blockswap.learning import shape_key
 from blockswap.model_state import ModelState
@@ -92,7 +92,7 @@ class Session:
             if self._state.is_detached:
                 raise UseError("this session is detached: call blockswap.attach again")
             self.pause()  # anew, should that have been broken off
-            take_in_again(self._state, self.config)
+            renew_blocks(self._state, self.config)
             self._start()
 
     def detach(self) -> None:
@@ -300,7 +300,7 @@ class Session:
         self._cycle.interrupt()
         try:
             self._give_back(detach=False)
-            take_in_again(self._state, self.config)
+            renew_blocks(self._state, self.config)
             self._start()
         except BaseException as error:
             self._let_go(detach=True)

@@ -22,7 +22,8 @@ class Limit:
         self._lock = threading.RLock()  # a finalizer may run in the middle
         self._asked: dict[int, float] = {}  # by whom
         self._users = 1.0
-        self._echo: float | None = None  # of the user's limit: PyTorch rounds what it is told
+        self._told: float | None = 1.0  # PyTorch, by us; None: that was broken off
+        self._echo: float | None = None  # of it: PyTorch rounds what it is told
 
     @classmethod
     def of(cls, memory: DeviceMemory) -> Limit:
@@ -33,9 +34,9 @@ class Limit:
         """Let PyTorch reserve no more than this share of the device."""
         with self._lock:
             if not self._asked and (found := memory.limit()) != self._echo:
-                self._users = found
+                self._users = self._told = found
             self._asked[who] = share
-            memory.set_limit(min(self._users, *self._asked.values()))
+            self._tell(memory)
 
     def is_asked_by(self, who: int) -> bool:
         """Whether somebody bounds it now."""
@@ -44,13 +45,16 @@ class Limit:
     def release(self, memory: DeviceMemory, who: int) -> None:
         """Ask for nothing any more. Safe to call twice."""
         with self._lock:
-            if who not in self._asked:
-                return
-            others = [share for other, share in self._asked.items() if other != who]
-            memory.set_limit(min((self._users, *others)))
-            if not others:
-                self._echo = memory.limit()
-            del self._asked[who]  # last: broken off before that, it is done again
+            self._asked.pop(who, None)
+            self._tell(memory)
+
+    def _tell(self, memory: DeviceMemory) -> None:
+        # Again, if what is asked for has changed meanwhile: see the lock.
+        while (smallest := min((self._users, *self._asked.values()))) != self._told:
+            self._told = None
+            memory.set_limit(smallest)
+            self._echo = memory.limit()
+            self._told = smallest
 
 
 class Share:

@@ -19,14 +19,14 @@ OURS = str(Path(blockswap.__file__).parent) + os.sep
 def is_interrupted(act: Callable[[], Any], at: int, within: str | tuple[str, ...] = OURS) -> bool:
     """Run it, with Ctrl-C before the line of blockswap that is the ``at``-th to run.
 
+    Python calls no signal handler between the last line of a ``with`` block and ``__exit__``, and
+    so neither does this: an exception there, which only a tracer can raise, would leave locks
+    taken.
+
     Args:
         act: what to run.
         at: from 1.
         within: how the names of the files begin whose lines count.
-
-    Python calls no signal handler between the last line of a ``with`` block and ``__exit__``, and
-    so neither does this: an exception there, which only a tracer can raise, would leave locks
-    taken.
 
     Returns:
         Whether there were so many.
