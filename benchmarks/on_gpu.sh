@@ -19,7 +19,9 @@
 #   benchmarks/on_gpu.sh packages              sdist, wheel, and a model streamed from the wheel
 #   benchmarks/on_gpu.sh demo                  make demo
 #   benchmarks/on_gpu.sh pipeline:flux         a full-size pipeline, unswapped and streamed: the same picture
-#   benchmarks/on_gpu.sh pipelines:flux,wan22  whole calls under one cap against the least they can take
+#   benchmarks/on_gpu.sh pipelines:flux,wan22[:expandable_segments:True]
+#                                              whole calls under one cap against the least they can take;
+#                                              PyTorch's allocator with those settings
 #   benchmarks/on_gpu.sh caps:flux[:0,12[:2]]  a model under twelve caps and the smallest, or those
 #                                              numbers; so many timed steps
 #   benchmarks/on_gpu.sh decode[:0,12]         SDXL with VAE decode under twelve caps and the smallest, or those numbers
@@ -80,7 +82,7 @@ if ! $PYTHON setup.py -q build_ext --inplace >build-gpu.log 2>&1; then
   exit 1
 fi
 measure() {
-  local failed=0 what named models cases traces model steps demo numbers part
+  local failed=0 what named models settings cases traces model steps demo numbers part
   for what in "$@"; do
     say "$what"
     case $what in
@@ -118,8 +120,10 @@ measure() {
         cp "$demo/timeline.png" "$OUT/${what#pipeline:}-timeline.png"
         rm -rf "$demo" ;;
       pipelines:*)
-        limited "${PIPELINES_S:-400}" $PYTHON -m benchmarks.pipelines --models "${what#pipelines:}" \
-          --out "$OUT/$stamp-$(tr , _ <<<"${what#pipelines:}")-pipelines.json" || failed=1 ;;
+        IFS=: read -r _ models settings <<<"$what"
+        limited "${PIPELINES_S:-400}" env ${settings:+"PYTORCH_CUDA_ALLOC_CONF=$settings"} \
+          $PYTHON -m benchmarks.pipelines --models "$models" \
+          --out "$OUT/$stamp-$(tr , _ <<<"$models")${settings:+-${settings%%:*}}-pipelines.json" || failed=1 ;;
       caps:*)
         IFS=: read -r _ model numbers steps <<<"$what"
         limited "${CAPS_S:-500}" $PYTHON -m benchmarks.cap_sweep --model "$model" --numbers "${numbers:-}" \

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import statistics
 import sys
 import tempfile
@@ -146,6 +147,7 @@ def run_recipe(name: str, size: str, device: str) -> Row:
         "pipeline": type(pipe).__name__,
         "dtype": str(expected.dtype).removeprefix("torch."),
         "settings": {"vram": cap_bytes, "call": _stated(recipe.call)},
+        "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or "PyTorch's own settings",
         "tiling": recipe.tiling,
         "note": recipe.note,
         "cap_bytes": cap_bytes,

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from blockswap import _C
+from blockswap.home import Home
 
 
 class FixedTensors:
@@ -13,13 +14,23 @@ class FixedTensors:
 
     A parameter stays the same object. Nothing is moved twice: tied tensors move once.
 
+    Args:
+        model: whose they are.
+        managed: its parameters that are not moved.
+        device: where they go.
+        pins: whether what leaves the device for a while lies in pinned memory meanwhile.
+
     Attributes:
-        are_away: they have left the device for a while.
+        are_away: they have left the device for a while, or begun to.
     """
 
-    def __init__(self, model: nn.Module, managed: set[nn.Parameter], device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, managed: set[nn.Parameter], device: torch.device, pins: bool
+    ) -> None:
         self._model = model
         self._device = device
+        self._pins = pins
+        self._home: Home | None = None
         self._origin = next((p.device for p in model.parameters()), device)  # of all: preflight
         self._parameters: list[tuple[nn.Parameter, torch.device]] = []
         self._buffers: list[tuple[nn.Module, str, torch.device]] = []
@@ -41,6 +52,11 @@ class FixedTensors:
             buffer.nbytes for buffer in buffers if buffer is not None
         )
 
+    @property
+    def pinned_bytes(self) -> int:
+        """Return the bytes of pinned memory that is theirs while they are away."""
+        return 0 if self._home is None else int(self._home.arena.pinned_bytes)
+
     @torch.inference_mode(mode=False)
     @torch.no_grad()
     def to_device(self) -> None:
@@ -58,6 +74,9 @@ class FixedTensors:
 
         A parameter that came in meanwhile, made of one that lay on the device, goes with them.
         """
+        if self._home is not None:
+            self._home.unpin()
+            self._home = None
         try:
             self._move(None)
             for parameter in self._model.parameters():
@@ -85,6 +104,7 @@ class FixedTensors:
 
         Values are copied back, for nothing tells whether ``p.data`` was written.
         """
+        self.are_away = True
         with torch.inference_mode(mode=False), torch.no_grad():
             for parameter, home in self._homes.items():
                 if parameter.shape == home.shape and parameter.dtype == home.dtype:
@@ -92,7 +112,8 @@ class FixedTensors:
                     _C.set_data(parameter, home)
             self._homes.clear()
             self._move(torch.device("cpu"))
-        self.are_away = True
+            if self._pins and self._home is None:
+                self._home = Home([parameter for parameter, _ in self._parameters], self._device)
 
     def come_back(self) -> None:
         """Be on the device again after `leave`; on failure everything is in host memory."""

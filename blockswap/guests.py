@@ -100,6 +100,7 @@ class Guest:
         peak_bytes: the most that the device held in one.
         turn_bytes: the most that PyTorch took for a turn beyond what its tensors held before; None
             before the first.
+        is_crowded: memory was out in this turn while denoisers held some.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Guest:
     ) -> None:
         self.name = name
         self.module = module
-        self.is_here = False
+        self.is_here = self.is_crowded = False
         self.turns = self.peak_bytes = 0
         self.turn_bytes: int | None = None
         self._device = device

@@ -33,6 +33,8 @@ MOST_SETTLED = 3  # times in a row
 EXPLAINED_SHARE = 0.03
 # After some steps in a row, a device that is done within this time waits for the host.
 SHORT_LAG_S = 3e-3
+# It sets the pace if issuing a step takes it this share of the step.
+HOST_PACE_SHARE = 0.8
 # With the link slowed to twice the host's time, a device waits for copies at every leaf.
 HOST_SECONDS_OF_COPIES = 2.0
 MOST_SLOWDOWN = 4.0  # each repeats a copy, which costs the host time again
@@ -139,6 +141,15 @@ class Learned:
         One of the steps under the first plan is not: its time tells what measuring costs.
         """
         return self.stage is not Stage.SETTLE or done != self.settling_steps - 2
+
+    def is_paced_by_host(self) -> bool:
+        """Whether the host needs most of a step's time to issue it, by one that was not measured.
+
+        A device that had nothing to do at the step's end may have waited for the link, and a script
+        that waits for each step lets no host get ahead.
+        """
+        own = [host.step_seconds - host.waiting_seconds for host in self.hosts]
+        return bool(own) and min(own) >= HOST_PACE_SHARE * self.unmeasured_seconds
 
     def is_explained(self, expected_seconds: float, step_seconds: float) -> bool:
         """Whether what was learned explains a step under the first plan; else settle once more.

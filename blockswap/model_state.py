@@ -75,7 +75,8 @@ class ModelState:
         try:
             self._watch_parameters()
             managed = {parameter for _, _, parameter in self.entries}
-            self.fixed = FixedTensors(self.model, managed, self.device)
+            pins = self.is_asynchronous and self.config.host_memory_bytes is None
+            self.fixed = FixedTensors(self.model, managed, self.device, pins)
             self.host = Host(self.binding, self.driver, self.config.host_memory_bytes)
             self.placement = Placement(self.pool, self.memory, self.engine, self.host, self.token)
             self.host.take(len(self.origins), self.engine if self.is_asynchronous else None)
@@ -164,11 +165,14 @@ class ModelState:
             for leaf in order[piece.first_leaf : piece.end_leaf]
         ]
         staying += [small.index] if small else []
-        new = self.placement.change(staying, plan.ring_bytes)
-        images: list[tuple[int, bool]] = []
+        images = [self.host.image(order[piece.first_leaf]) for piece in plan.pieces]
+
+        def stream() -> None:
+            self.engine.load(plan, images, self.placement.ring, self.token)
+
+        self.placement.change(staying, plan.ring_bytes, stream)
         for number, piece in enumerate(plan.pieces):
             members = order[piece.first_leaf : piece.end_leaf]
-            images.append(self.host.image(members[0]))
             address = self.placement.ring + piece.slot_offset
             last = max(members, key=lambda leaf: runs.get(leaf, (-1, 1))[0])
             if last not in runs:
@@ -189,13 +193,13 @@ class ModelState:
         for unit in self.units.values():
             if unit is not small and unit.index not in planned:
                 self.binding.place_device(unit.index, 0, self.token, -1, False)
-        self.engine.load(plan, images, self.placement.ring, self.token)
-        for leaf in new:
-            self.placement.copy(leaf)
 
-    def vacate(self) -> None:
-        """Give the pool's memory back until `place`."""
+    def vacate(self, at_least_bytes: int | None = None) -> None:
+        """Give the pool's memory back until `place`: all of it, or so much."""
         self.engine.stop()
+        if at_least_bytes is not None:
+            self.placement.leave_room(at_least_bytes)
+            return
         self.placement.clear()
         if self.is_visitor:
             self.fixed.leave()

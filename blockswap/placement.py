@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 
@@ -54,20 +54,25 @@ class Placement:
         """Return where a resident leaf lies."""
         return self._residents[leaf]
 
-    def change(self, residents: Collection[int], ring_bytes: int) -> list[int]:
-        """Free what is not needed any more, then take what is. The engine must have stopped.
+    def change(
+        self, residents: Collection[int], ring_bytes: int, stream: Callable[[], None]
+    ) -> list[int]:
+        """Free what is not needed any more, then bring what is. The engine must have stopped.
+
+        Copies run while the host still maps memory for those behind them, which takes it as long.
 
         Args:
             residents: leaves that are to be on the device.
             ring_bytes: how long the ring is to be.
+            stream: called when the ring is there: has the engine begin.
 
         Returns:
-            The residents that are new; they need `copy`. Until it has returned for one of them, the
-            next change counts it as new again.
+            The residents that are new. Until all of it has returned for one of them, the next
+            change counts it as new again.
 
         Raises:
-            DeviceError: no memory. Residents that stayed where they were stay, no new one does,
-                nor the ring, nor any if all were to move.
+            DeviceError: no memory. The engine has stopped; residents that stayed where they were
+                stay, no new one does, nor the ring, nor any if all were to move.
         """
         self._forget_what_was_broken_off()
         staying = self._filled.intersection(residents)
@@ -92,16 +97,34 @@ class Placement:
             if ring_bytes:
                 self._ring_bytes = ring_bytes
                 self.ring = self._pool.allocate(ring_bytes, self._token)
+            stream()
             for leaf in missing:
                 size = self._host.image_bytes[leaf]
                 self._residents[leaf] = self._pool.allocate(size, self._token)
+                self.copy(leaf)
                 new.append(leaf)
         except BaseException:
-            self._free(staying=set(self._filled))
+            try:
+                self._engine.stop()  # it copies into what is freed now
+            finally:
+                self._free(staying.intersection(self._residents).difference(missing))
             raise
         if kept:
             self._pool.give_back()
         return new
+
+    def leave_room(self, at_least_bytes: int) -> None:
+        """Free the ring, and residents until that much is freed. The engine must have stopped.
+
+        Those at the highest addresses go, whatever their priority: they all come back before the
+        next step, and what stays without a hole holds no page of which others could have a part.
+        """
+        self._forget_what_was_broken_off()
+        missing = at_least_bytes - (self._ring_bytes if self.ring else 0)
+        staying = sorted(self._filled, key=self.address)
+        while staying and missing > 0:
+            missing -= self._host.image_bytes[staying.pop()]
+        self._free(staying=set(staying))
 
     def clear(self) -> None:
         """Free everything. The engine must have stopped."""

@@ -217,10 +217,10 @@ class Plans:
         else:
             learned.plan, self.request = running, learned.request
 
-    def vacate(self) -> None:
-        """Take everything off the device; another plan must follow before the next forward."""
+    def vacate(self, at_least_bytes: int | None = None) -> None:
+        """Take everything, or so much, off the device; a plan must follow before a forward."""
         self.is_placed = False
-        self._state.vacate()
+        self._state.vacate(at_least_bytes)
 
     def _renew(self, learned: Learned) -> None:
         before = bytes_of(learned.plan) if learned.plan is not None else 0

@@ -119,14 +119,14 @@ class Session:
         """Give PyTorch's unused cached device memory back; the bytes given back."""
         return self._state.memory.give_back()
 
-    def vacate(self) -> None:
-        """Give the device memory of residents and ring back until the next forward.
+    def vacate(self, at_least_bytes: int | None = None) -> None:
+        """Give device memory of residents and ring back until the next forward: so much, or all.
 
         Raises:
             UseError: a forward runs.
         """
         if self._hooks is not None:
-            self._between_forwards(self._steward.vacate)
+            self._between_forwards(lambda: self._steward.vacate(at_least_bytes))
             self._cycle.interrupt()
 
     # What the hooks call -------------------------------------------------------------------------

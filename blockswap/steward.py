@@ -102,14 +102,14 @@ class Steward:
         self._learned.clear()
         self._key = None
 
-    def vacate(self) -> None:
-        """Take everything off the device; the next forward puts it back."""
+    def vacate(self, at_least_bytes: int | None = None) -> None:
+        """Take everything off the device, or so much; the next forward puts it back."""
         try:
             self._take_in()  # what the last step taught goes with the engine
         except CapError:
             self._completed = False  # the next forward learns it again
         finally:
-            self.plans.vacate()
+            self.plans.vacate(at_least_bytes)
 
     def least_bytes(self) -> int | None:
         """Return what the next step takes on the device at least, if it is as the last one was.
@@ -117,10 +117,11 @@ class Steward:
         None: that is not known.
         """
         learned, fixed = self.learned, self.state.fixed
-        if learned.plan is None or self.relief.is_crowded:
+        if not learned.step_reserved_bytes or self.relief.is_crowded:
             return None
-        # A plan that is being timed stays as it is.
-        planned = self.plans.largest_bytes if self.is_ready else bytes_of(learned.plan)
+        # What is being timed stays as it is.
+        timed = learned.plan or self.plans.plan
+        planned = self.plans.largest_bytes if self.is_ready else bytes_of(timed)
         activations = learned.step_reserved_bytes + learned.spare_bytes
         weights = self.state.small_bytes + (fixed.bytes if fixed.are_away else 0)
         return weights + planned + activations
@@ -202,7 +203,7 @@ class Steward:
         known = self.learned.order
         self._key = key
         learned = self._learned.setdefault(key, Learned())
-        if learned.plan is None:
+        if not learned.step_reserved_bytes:
             self.state.memory.dismiss_neighbours()  # what a step takes is not known yet
         if learned.plan is not None:
             self.plans.switch(learned)
@@ -265,6 +266,9 @@ class Steward:
         learned.unmeasured_seconds = self.state.engine.step_seconds()  # waits for its end
         if self.state.is_asynchronous and time.perf_counter() - begin < SHORT_LAG_S:
             learned.settling_steps = SETTLING_STEPS_OF_HOST
+            if learned.is_paced_by_host():
+                self.state.engine.issue_on_thread()
+                learned.hosts.clear()  # it needed longer
         learned.earlier_times = self.state.engine.step_times()  # of the one before
 
     def _settle(self, learned: Learned) -> None:

@@ -113,7 +113,7 @@ def make_report(steward: Steward, session_state: State) -> Report:
         fixed_bytes=state.fixed.bytes,
         activation_bytes=learned.torch_peak_bytes or None,
         host_bytes=state.host.arena.bytes,
-        pinned_bytes=state.host.pinner.pinned_bytes,
+        pinned_bytes=state.host.pinner.pinned_bytes + state.fixed.pinned_bytes,
         bounce_bytes=state.host.bounce_bytes,
         pool_bytes=state.pool.bytes,
         peak_allocated_bytes=state.memory.peak_allocated_bytes or None,

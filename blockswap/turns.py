@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -62,7 +62,7 @@ class Turns:
 
     def __init__(
         self,
-        denoisers: Collection[Session],
+        denoisers: Sequence[Session],
         visitors: Collection[Session],
         memory: DeviceMemory,
         config: ResolvedConfig,
@@ -113,10 +113,9 @@ class Turns:
         for visitor in self._visitors:
             if visitor not in group:
                 visitor.vacate()
-        staying = self._denoisers if is_visitor and self._has_room(session) else ()
-        if is_visitor and not staying:
-            for denoiser in self._denoisers:
-                denoiser.vacate()
+        if is_visitor:
+            self._leave_room(session._steward.least_bytes())
+        staying = self._denoisers if is_visitor else ()
         for other in self._sessions:
             if other not in group:
                 other._state.memory.unwatch()
@@ -140,7 +139,8 @@ class Turns:
             return  # PyTorch may keep no count of this device
         guest.peak_bytes = max(guest.peak_bytes, reserved + self._beside_bytes())
         # Later turns find what earlier ones have cached, which is not theirs.
-        took = (reserved if guest.turns == 1 else allocated) - self._held_bytes
+        is_its_own = guest.turns == 1 or guest.is_crowded
+        took = (reserved if is_its_own else allocated) - self._held_bytes
         guest.turn_bytes = max(guest.turn_bytes or 0, took)
 
     def end(self) -> None:
@@ -189,6 +189,8 @@ class Turns:
         held = self._held()
         if held:
             self._vacate()
+            if self._present is not None:
+                self._present.is_crowded = True
             self._memory.give_back()
             self._share.refresh(self._beside_bytes())
             note = f"the denoisers have given back {format_bytes(held)}"
@@ -222,24 +224,34 @@ class Turns:
         """Return what the denoisers would give back."""
         return sum(session._state.memory.pool_bytes for session in self._sessions)
 
-    def _has_room(self, visitor: Session) -> bool:
-        """Whether it finds enough with the denoisers where they are."""
-        needed, free = visitor._steward.least_bytes(), self._free_bytes()
-        return needed is not None and free is not None and needed <= free
+    def _leave_room(self, needed: int | None) -> None:
+        """Have the denoisers give back what who comes does not find; None: nobody knows how much.
+
+        The last one first: those before it run earlier in the next call.
+        """
+        free = self._free_bytes()
+        if needed is None or free is None:
+            for denoiser in self._denoisers:
+                denoiser.vacate()
+            return
+        for denoiser in reversed(self._denoisers):
+            held = denoiser._state.memory.pool_bytes
+            if needed > free and held:
+                denoiser.vacate(needed - free)
+                free += held - denoiser._state.memory.pool_bytes
 
     def _make_room(self, guest: Guest) -> None:
-        # What it computes with is known after its first turn, which has the device to itself.
-        is_known, free = guest.turn_bytes is not None, self._free_bytes()
-        needed = max(guest.num_bytes, guest.turn_bytes or 0)
-        if free is None or not is_known or needed > free:
-            self._vacate()
-        if not is_known:
-            self._memory.give_back()
+        self._streaming = ()
         for session in self._visitors:
             session.vacate()
-        self._streaming = ()
+        # What it computes with is known after its first turn, which has the device to itself.
+        is_known = guest.turn_bytes is not None
+        self._leave_room(max(guest.num_bytes, guest.turn_bytes or 0) if is_known else None)
+        if not is_known:
+            self._memory.give_back()
         for session in self._sessions:
             session._state.memory.unwatch()
+        guest.is_crowded = False
         self._memory.begin_span()
         self._held_bytes = self._memory.allocated_bytes()
         self._record(guest.name)

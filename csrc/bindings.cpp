@@ -161,6 +161,8 @@ void bind_engine(py::module_& m) {
            py::arg("device"), py::arg("num_copy_streams") = 1, py::arg("check") = false)
       .def("throttle", &Engine::throttle, py::arg("bytes_per_second"),
            py::arg("link_bytes_per_second"))
+      .def("issue_on_thread", &Engine::issue_on_thread)
+      .def_property_readonly("issues_on_thread", &Engine::issues_on_thread)
       .def(
           "bounce",
           [](Engine& engine, const std::shared_ptr<Device>& device, Pinner& pinner, int64_t bytes) {

@@ -77,6 +77,10 @@ class Engine {
   // From here on all copies are issued on a thread, those of pageable images through its ring.
   // nullptr: at once by the caller, as in the beginning. pre: no plan is loaded.
   void bounce(std::unique_ptr<BounceRing> ring);
+  // From here on copies are issued on a thread: a driver that was not called for a while takes some
+  // 75 us for one (H200), to wake a thread costs the caller less. pre: no step runs.
+  void issue_on_thread();
+  bool issues_on_thread() const { return fetch_thread_ != nullptr; }
   int64_t bounce_bytes() const { return fetch_thread_ ? fetch_thread_->ring_bytes() : 0; }
 
   // Takes over a plan. images[i] = piece i on the host; those of residents are not looked at. Slots

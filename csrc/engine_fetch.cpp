@@ -1,4 +1,4 @@
-// How an Engine brings bytes to the device: at once, or on a thread where images are pageable.
+// How an Engine brings bytes to the device: at once, or on a thread.
 
 #include <utility>
 
@@ -11,6 +11,12 @@ void Engine::bounce(std::unique_ptr<BounceRing> ring) {
   fetch_thread_.reset();
   if (ring != nullptr) {
     fetch_thread_ = std::make_unique<FetchThread>(device_, std::move(ring));
+  }
+}
+
+void Engine::issue_on_thread() {
+  if (!fetch_thread_) {  // what was issued so far has number 0
+    fetch_thread_ = std::make_unique<FetchThread>(device_, nullptr);
   }
 }
 

@@ -15,19 +15,20 @@
 
 namespace blockswap {
 
-// Issues fetches in order on a thread of its own, so that filling the bounce ring never stops who
-// asks for them. An event that a fetch records exists for others once the fetch is issued: whoever
-// makes a stream wait for it calls wait_issued first.
+// Issues fetches in order on a thread of its own, so that neither filling the bounce ring nor the
+// driver stops who asks for them. An event that a fetch records exists for others once the fetch is
+// issued: whoever makes a stream wait for it calls wait_issued first.
 // Hazard: an event that a fetch waits for must not be recorded anew before the fetch is issued.
 class FetchThread {
  public:
+  // `ring`: for pageable images; nullptr: there are none.
   FetchThread(std::shared_ptr<Device> device, std::unique_ptr<BounceRing> ring);
   // Issues what is queued first.
   ~FetchThread();
   FetchThread(const FetchThread&) = delete;
   FetchThread& operator=(const FetchThread&) = delete;
 
-  int64_t ring_bytes() const { return ring_->bytes(); }
+  int64_t ring_bytes() const { return ring_ ? ring_->bytes() : 0; }
   // The fetch's number, from 1 on.
   int64_t enqueue(Fetch fetch);
   // The host waits until the fetch of that number is issued, not until it is over. Rethrows what a

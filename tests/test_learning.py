@@ -239,3 +239,18 @@ def test_the_link_is_slowed_until_the_device_waits_for_it_and_not_for_the_host(
     step_seconds: float, host_seconds: float, copy_seconds: float, slowdown: float
 ) -> None:
     assert needed_slowdown(step_seconds, host_seconds, copy_seconds) == pytest.approx(slowdown)
+
+
+@pytest.mark.parametrize(
+    ("host_ms", "waiting_ms", "is_paced"),
+    [([9, 8], 0, True), ([9, 7.9], 0, False), ([9], 2, False)],
+)
+def test_the_host_sets_the_pace_if_its_own_work_takes_most_of_the_step(
+    host_ms: list[float], waiting_ms: float, is_paced: bool
+) -> None:
+    learned = Learned(unmeasured_seconds=10 * MS)
+    assert not learned.is_paced_by_host(), "nothing was measured"
+    for ms in host_ms:
+        _, host = step([(0, 0.0, 0.0, 0.0)], 10 * MS, ms * MS, waited=[0.0, waiting_ms * MS])
+        learned.hosts.append(host)
+    assert learned.is_paced_by_host() is is_paced

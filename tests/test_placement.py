@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,6 +50,10 @@ class SmallPool:
         return int(stats.reserved_bytes - stats.allocated_bytes)
 
 
+def change(made: Placement, residents: Collection[int], ring_bytes: int = 0) -> list[int]:
+    return made.change(residents, ring_bytes, stream=lambda: None)
+
+
 def placed(pool: SmallPool, free: int | None = None) -> Placement:
     flushes: list[str] = []
     memory: Any = SimpleNamespace(
@@ -59,10 +64,9 @@ def placed(pool: SmallPool, free: int | None = None) -> Placement:
         flushes=flushes,
     )
     host: Any = SimpleNamespace(image_bytes=[LEAF] * NUM_LEAVES, image=lambda leaf: leaf)
-    engine: Any = SimpleNamespace(copy_fixed=lambda *_: None)
+    engine: Any = SimpleNamespace(copy_fixed=lambda *_: None, stop=lambda: None)
     made = Placement(pool, memory, engine, host, torch.empty(0))  # type: ignore[arg-type]
-    for leaf in made.change(range(NUM_LEAVES), 0):
-        made.copy(leaf)
+    change(made, range(NUM_LEAVES))
     pool.mapped.clear()
     return made
 
@@ -79,7 +83,7 @@ def test_residents_stay_where_they_are_if_little_lies_between_them() -> None:
     pool = SmallPool()
     made = placed(pool)
     before = [made.address(leaf) for leaf in EVERY_OTHER]
-    assert made.change(EVERY_OTHER, 0) == []
+    assert change(made, EVERY_OTHER) == []
     assert [made.address(leaf) for leaf in EVERY_OTHER] == before
 
 
@@ -87,7 +91,7 @@ def test_residents_stay_where_they_are_if_little_lies_between_them() -> None:
 def test_residents_with_too_much_between_them_move_into_pages_that_were_mapped_before() -> None:
     pool = SmallPool()
     made = placed(pool)
-    assert made.change(EVERY_OTHER, PAGE) == list(EVERY_OTHER)  # they need their images again
+    assert change(made, EVERY_OTHER, PAGE) == list(EVERY_OTHER)  # they need their images again
     assert min(pool.mapped) >= len(EVERY_OTHER) * LEAF
     addresses = [made.address(leaf) for leaf in EVERY_OTHER]
     assert max(addresses) - min(addresses) < len(addresses) * (LEAF + PAGE)
@@ -98,9 +102,9 @@ def test_residents_with_too_much_between_them_move_into_pages_that_were_mapped_b
 def test_pages_that_are_mapped_already_are_not_asked_of_others() -> None:
     made = placed(SmallPool(), free=0)
     made._memory.flushes.clear()  # type: ignore[attr-defined]
-    made.change(EVERY_OTHER, 0)
+    change(made, EVERY_OTHER)
     assert made._memory.flushes == []  # type: ignore[attr-defined]
-    made.change(range(NUM_LEAVES), 0)  # these need more
+    change(made, range(NUM_LEAVES))  # these need more
     assert made._memory.flushes == ["flush"]  # type: ignore[attr-defined]
 
 
@@ -120,10 +124,10 @@ def test_a_move_that_finds_no_memory_keeps_no_page_and_no_resident(
 
     monkeypatch.setattr(pool, "allocate", failing)
     with pytest.raises(MemoryError):
-        made.change(EVERY_OTHER, 0)
+        change(made, EVERY_OTHER)
     assert not any(leaf in made for leaf in range(NUM_LEAVES))
     assert pool.unused_bytes == 0
-    assert made.change(EVERY_OTHER, 0) == list(EVERY_OTHER)
+    assert change(made, EVERY_OTHER) == list(EVERY_OTHER)
 
 
 def test_where_memory_comes_in_no_pages_residents_move_if_too_much_stays_unused(
@@ -132,6 +136,65 @@ def test_where_memory_comes_in_no_pages_residents_move_if_too_much_stays_unused(
     pool = SmallPool()
     pool.page_bytes = 0
     made = placed(pool)
-    assert made.change(EVERY_OTHER, 0) == []
+    assert change(made, EVERY_OTHER) == []
     monkeypatch.setattr(placement, "MOST_UNUSED_BYTES", PAGE)
-    assert made.change(range(0, NUM_LEAVES, 4), 0) == list(range(0, NUM_LEAVES, 4))
+    assert change(made, range(0, NUM_LEAVES, 4)) == list(range(0, NUM_LEAVES, 4))
+
+
+def test_room_is_made_from_the_highest_addresses_and_filled_again_with_what_left() -> None:
+    pool = SmallPool()
+    made = placed(pool)
+    ranked = sorted(range(NUM_LEAVES), key=made.address)
+    change(made, range(NUM_LEAVES), PAGE)
+    made.leave_room(PAGE)
+    assert made.ring == 0 and all(leaf in made for leaf in ranked), "the ring was enough"
+    made.leave_room(2 * LEAF + 1)
+    assert [leaf for leaf in ranked if leaf in made] == ranked[:-3]
+    assert pool.unused_bytes < 2 * PAGE
+    assert sorted(change(made, range(NUM_LEAVES), PAGE)) == sorted(ranked[-3:])
+    made.leave_room(2**40)
+    assert pool.bytes == pool.unused_bytes == 0
+
+
+def test_each_resident_is_sent_for_before_memory_is_mapped_for_the_next_and_streaming_before_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = SmallPool()
+    made = placed(pool)
+    made.clear()
+    done: list[str] = []
+    allocate, copy = pool.allocate, made.copy
+
+    def noted(num_bytes: int, token: torch.Tensor) -> int:
+        done.append("ring" if num_bytes == PAGE else "memory")
+        return allocate(num_bytes, token)
+
+    monkeypatch.setattr(pool, "allocate", noted)
+    monkeypatch.setattr(made, "copy", lambda leaf: (done.append("copy"), copy(leaf)))
+    made.change([4, 2], PAGE, stream=lambda: done.append("stream"))
+    assert done == ["ring", "stream", "memory", "copy", "memory", "copy"]
+
+
+def test_where_memory_runs_out_the_engine_stops_before_what_it_copies_into_is_freed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = SmallPool()
+    made = placed(pool)
+    made.leave_room(4 * LEAF)
+    staying = [leaf for leaf in range(NUM_LEAVES) if leaf in made]
+    allocate, free, done = pool.allocate, pool.free, []
+
+    def failing(num_bytes: int, token: torch.Tensor) -> int:
+        done.append("memory")
+        if len(done) == 4:
+            raise MemoryError
+        return allocate(num_bytes, token)
+
+    monkeypatch.setattr(pool, "allocate", failing)
+    monkeypatch.setattr(pool, "free", lambda address: (done.append("free"), free(address)))
+    monkeypatch.setattr(made._engine, "stop", lambda: done.append("stop"), raising=False)
+    with pytest.raises(MemoryError):
+        change(made, range(NUM_LEAVES), PAGE)
+    assert done == ["memory"] * 4 + ["stop"] + ["free"] * 3
+    assert [leaf for leaf in range(NUM_LEAVES) if leaf in made] == staying
+    assert pool.bytes == len(staying) * LEAF

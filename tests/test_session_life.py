@@ -147,16 +147,38 @@ def test_vacated_session_holds_no_device_memory_and_goes_on_right() -> None:
     assert_same(model, right, X, 2)
 
 
-def test_edit_while_vacated_is_used_by_the_next_forward() -> None:
+def test_session_gives_back_what_is_asked_for_and_goes_on_right() -> None:
+    model, right = make_pair()
+    session = attach(model, offload=HALF)
+    for asked in (1, 1, 1, *range(0, 2**22, 2**18)):  # through all stages of learning
+        held = session.report().pool_bytes
+        session.vacate(asked)
+        left = session.report().pool_bytes
+        assert left <= max(0, held - asked)
+        assert_same(model, right, X, 2)
+    assert session.state == "ready"
+    held = session.report().pool_bytes
+    session.vacate(held // 2)
+    assert 0 < session.report().pool_bytes <= held - held // 2
+    x = torch.randn(3, model.blocks[2].up.in_features)
+    assert torch.equal(steps(model.blocks[2], x)[0], steps(right.blocks[2], x)[0])
+    assert_same(model, right, X, 2)
+    session.vacate(1)
+    session.detach()
+    assert_same(model, right, X, 1)
+
+
+@pytest.mark.parametrize("asked", [None, 1])
+def test_edit_while_vacated_is_used_by_the_next_forward(asked: int | None) -> None:
     model, right = make_pair()
     session = attach_ready(model, X, offload=HALF)
-    session.vacate()
+    session.vacate(asked)
     for each in (model, right):
         with torch.no_grad():
             each.blocks[1].up.weight.mul_(2)
             each.blocks[3].norm.weight.data += 1
     assert_same(model, right, X, 2)
-    session.vacate()
+    session.vacate(asked)
     session.detach()
     assert_same(model, right, X, 1)
 

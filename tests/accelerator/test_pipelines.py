@@ -176,33 +176,6 @@ def test_a_component_with_parts_named_as_its_calls_is_left_alone(accelerator: Mo
     assert sorted(vars(coder)) == before
 
 
-@torch.no_grad()
-def test_a_component_that_needs_more_than_in_its_first_turn_gets_what_the_denoiser_holds(
-    accelerator: ModuleType, tmp_path: Path
-) -> None:
-    pipe, call = make("flux", tmp_path)
-    expected = on_fake(pipe, call)
-    weights = sum(p.nbytes for p in pipe.transformer.parameters())
-    cap = accelerator.memory_allocated() + 2 * weights + 32 * MIB
-    taken = [1]
-
-    def take_much(*_: object) -> None:
-        torch.empty(taken[0], dtype=torch.uint8, device="fake")
-
-    pipe.vae.decoder.conv_in.register_forward_hook(take_much)
-    with blockswap.attach(pipe, device="fake", vram=cap) as session:
-        for _ in range(3):
-            assert np.array_equal(draw(pipe, call), expected)
-        held = session.sessions["transformer"].report().pool_bytes
-        assert held > weights // 2, "the denoiser stays beside a small component"
-        taken[0] = cap - held
-        assert np.array_equal(draw(pipe, call), expected)
-        assert session.sessions["transformer"].report().pool_bytes == 0
-        report = session.report()
-        assert report.guests["vae"].peak_bytes <= cap
-        assert np.array_equal(draw(pipe, call), expected)
-
-
 def test_moving_the_pipeline_away_leaves_it_streamed(
     accelerator: ModuleType, tmp_path: Path
 ) -> None:
@@ -269,7 +242,8 @@ def test_a_recording_shows_every_turn_its_peak_and_what_others_record_stays_righ
     expected = on_fake(pipe, call)
     cap = accelerator.memory_allocated() + 60 * MIB
     with blockswap.attach(pipe, device="fake", vram=cap) as session:
-        draw(pipe, call)
+        for _ in range(2):  # a part's first turn has the device to itself
+            draw(pipe, call)
         plain = session.report()
         with session.record() as history:
             assert np.array_equal(draw(pipe, call), expected)

@@ -89,3 +89,31 @@ def test_a_plan_that_is_smaller_when_it_returns_is_settled_from_the_beginning(
             num_steps += 1
         assert num_steps > SETTLING_STEPS_OF_HOST
         assert 0 < session.report().pool_bytes < before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_host", [True, False])
+def test_copies_are_issued_on_a_thread_where_the_host_sets_the_pace(
+    accelerator: ModuleType, monkeypatch: pytest.MonkeyPatch, is_host: bool
+) -> None:
+    if is_host:  # whatever it takes
+        monkeypatch.setattr("blockswap.learning.HOST_PACE_SHARE", 0.0)
+    model = Chain([256] * 13, seed=0)
+    x = torch.randn(4, 256, generator=torch.Generator().manual_seed(1))
+    expected = model(x)
+    accelerator.set_body_delay(3e-3)
+    with blockswap.attach(
+        model, device="fake", offload="2MB", block_size="300kB", check=True
+    ) as session:
+        while session.state != "ready":
+            assert torch.equal(model(x.to("fake")).cpu(), expected)
+        engine = session._state.engine
+        assert engine.issues_on_thread is is_host
+        accelerator.reset_delays()
+        accelerator.set_random_delays(3, 2e-3)
+        edited = Chain([256] * 13, seed=0)
+        for each in (model, edited):
+            each.layers[3][0].weight.data += 1
+        for _ in range(20):
+            assert torch.equal(model(x.to("fake")).cpu(), edited(x))
+        assert session.report().copies_per_step > 3

@@ -100,6 +100,45 @@ def test_what_the_denoiser_keeps_stays_while_an_encoder_finds_room_beside_it(
         assert accelerator.max_memory_allocated() <= cap
 
 
+def test_beside_an_encoder_that_has_run_once_the_denoiser_keeps_what_leaves_it_room(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call, cap = capped(accelerator, tmp_path)
+    expected = on_fake(pipe, call)
+    seen: list[int] = []
+
+    def look(*_: object) -> None:
+        seen.append(denoiser._state.memory.pool_bytes)
+
+    with blockswap.attach(pipe, device="fake", vram=cap, check=True) as session:
+        encoder, denoiser = (session.sessions[n] for n in ("text_encoder_2", "transformer"))
+        handle = pipe.text_encoder_2.encoder.block[3].register_forward_hook(look)
+        for _ in range(9):
+            accelerator.reset_peak_memory_stats()
+            assert np.array_equal(draw(pipe, call), expected)
+            assert accelerator.max_memory_allocated() <= cap
+        handle.remove()
+        assert encoder.state == "ready"
+        assert seen[0] == 0 and min(seen[2:]) > 0, "in the second call the denoiser still learns"
+
+
+def test_what_never_streams_of_an_encoder_waits_in_pinned_memory_unless_that_is_bounded(
+    accelerator: ModuleType, tmp_path: Path
+) -> None:
+    pipe, call, cap = capped(accelerator, tmp_path)
+    expected = on_fake(pipe, call)
+    shared = pipe.text_encoder_2.shared.weight
+    for options in ({}, {"host_memory": "8MiB"}):
+        with blockswap.attach(pipe, device="fake", vram=cap, **options) as session:
+            assert np.array_equal(draw(pipe, call), expected)
+            fixed = session.sessions["text_encoder_2"]._state.fixed
+            assert shared.device.type == "cpu"
+            assert (fixed.pinned_bytes >= shared.nbytes) is not bool(options)
+            assert np.array_equal(draw(pipe, call), expected)
+        assert fixed.pinned_bytes == 0
+    assert np.array_equal(on_fake(pipe, call), expected)
+
+
 def test_the_denoiser_leaves_for_an_encoder_that_turns_out_to_need_more(
     accelerator: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,9 @@ namespace blockswap::test {
 
 // A model of `sizes` pieces with the given residents, a ring, and images full of their own number.
 struct Fixture {
-  // `bounce_bytes`: the images are pageable and pass through such a ring; 0: pinned.
+  // `bounce_bytes`: the images are pageable and pass through such a ring; 0: pinned; kOnThread:
+  // pinned, and a thread issues their copies from the second step on.
+  static constexpr int64_t kOnThread = -1;
   Fixture(std::vector<int64_t> sizes, std::vector<bool> resident, int64_t ring_bytes, bool check,
           int streams = 1, int lookahead = -1, int64_t bounce_bytes = 0)
       : device(std::make_shared<ThreadDevice>()),
@@ -50,6 +52,10 @@ struct Fixture {
       }
     }
     load();
+    if (bounce_bytes == kOnThread) {
+      step(all());
+      engine.issue_on_thread();
+    }
   }
   ~Fixture() {
     device->synchronize(compute);

@@ -45,6 +45,12 @@ TEST(any_order_skips_and_repeats_stay_right) { run_any_order(3, 0); }
 
 TEST(a_copy_that_nobody_used_is_over_before_any_piece_comes_into_its_range) { run_outrun(0); }
 
+TEST(what_a_thread_issues_from_the_second_step_on_stays_right) {
+  run_any_order(7, Fixture::kOnThread);
+  run_outrun(Fixture::kOnThread);
+  run_failing_copies(Fixture::kOnThread);
+}
+
 TEST(a_step_that_breaks_off_leaves_the_next_one_right) {
   Fixture f({512, 256, 768, 256}, std::vector<bool>(4, false), 1024, true);
   for (int step = 0; step < 8; ++step) {
