@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from benchmarks.recipes.recipe import PROMPT, Recipe
+from benchmarks.recipes.recipe import PROMPT, Recipe, decode_in_tiles
 from benchmarks.recipes.source import Source
 from benchmarks.recipes.t5 import t5_encoder
 from blockswap.demo.pipelines import demo_model
@@ -30,7 +30,7 @@ def flux(source: Source) -> Recipe:
         "max_sequence_length": 512 if source.full else 64,
         "num_inference_steps": 8 if source.full else 4,
     }
-    return Recipe(FluxPipeline(**parts), call)
+    return Recipe(FluxPipeline(**parts), call, decode_in_tiles(source, parts["vae"]))
 
 
 def flux_loras(source: Source) -> Recipe:

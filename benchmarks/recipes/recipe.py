@@ -29,3 +29,12 @@ class Recipe:
 
 
 MakeRecipe = Callable[[Source], Recipe]
+
+
+def decode_in_tiles(source: Source, vae: Any) -> str:
+    """Have the VAE decode in tiles; as published, a tile would be the whole image."""
+    pixels = 512 if source.full else 64
+    vae.enable_tiling()
+    vae.tile_sample_min_size = pixels
+    vae.tile_latent_min_size = pixels // 2 ** (len(vae.config.block_out_channels) - 1)
+    return f"the VAE decodes tiles of {pixels}x{pixels}"

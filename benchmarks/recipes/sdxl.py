@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from benchmarks.recipes.recipe import PROMPT, Recipe
+from benchmarks.recipes.recipe import PROMPT, Recipe, decode_in_tiles
 from benchmarks.recipes.source import Source
 from blockswap.demo.pipelines import demo_model
 
@@ -19,7 +19,7 @@ def sdxl(source: Source) -> Recipe:
     from diffusers import StableDiffusionXLPipeline
 
     pipe = StableDiffusionXLPipeline(**_components(source))
-    return Recipe(pipe, _call(source), _decode_in_tiles(source, pipe.vae))
+    return Recipe(pipe, _call(source), decode_in_tiles(source, pipe.vae))
 
 
 def sdxl_controlnet_ip(source: Source) -> Recipe:
@@ -55,7 +55,7 @@ def sdxl_controlnet_ip(source: Source) -> Recipe:
     pipe.set_ip_adapter_scale(0.6)
     pixels = 1024 if source.full else 128
     pictures = {"image": _picture(pixels), "ip_adapter_image": _picture(vision.image_size)}
-    return Recipe(pipe, _call(source) | pictures, _decode_in_tiles(source, pipe.vae))
+    return Recipe(pipe, _call(source) | pictures, decode_in_tiles(source, pipe.vae))
 
 
 def _components(source: Source) -> dict[str, Any]:
@@ -72,15 +72,6 @@ def _call(source: Source) -> dict[str, Any]:
         "guidance_scale": 5.0,
         "num_inference_steps": 8 if source.full else 4,
     }
-
-
-def _decode_in_tiles(source: Source, vae: Any) -> str:
-    """Have the VAE decode in tiles; as published, a tile would be the whole image."""
-    pixels = 512 if source.full else 64
-    vae.enable_tiling()
-    vae.tile_sample_min_size = pixels
-    vae.tile_latent_min_size = pixels // 8
-    return f"the VAE decodes tiles of {pixels}x{pixels}"
 
 
 def _ip_adapter(source: Source, unet: nn.Module, image_width: int) -> dict[str, Any]:

@@ -170,7 +170,8 @@ def test_peak_stays_under_the_cap() -> None:
             peak = max(peak, torch.cuda.max_memory_allocated() + report.pool_bytes)
         assert session.state == "ready"
         assert peak <= report.peak_allocated_bytes <= cap
-        assert report.resident_bytes > 100 * MIB  # the cap is used
+        # The cap is used, whoever sets the pace.
+        assert report.resident_bytes + report.ring_bytes > 200 * MIB
 
 
 def test_peak_counts_what_was_on_the_device_at_once() -> None:
