@@ -129,7 +129,7 @@ class Report:
     fixed_bytes: int  # weights outside the blocks, always on the device
     activation_bytes: int | None  # learned peak of torch's share
     host_bytes: int  # homes in host memory
-    pinned_bytes: int  # of those, and of the bounce ring
+    pinned_bytes: int  # of those, of the bounce ring, and of what waits for its next turn
     bounce_bytes: int = 0  # the ring through which weights that are not pinned pass
     pool_bytes: int = 0  # small parameters, residents and ring, as allocated now
     peak_allocated_bytes: int | None = None  # pool + what PyTorch has allocated, since attach

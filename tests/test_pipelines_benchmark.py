@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import blockswap
 from benchmarks import pipelines
 from benchmarks.phases import Part, Phase, cap_for, floor_seconds, least_bytes, phases_of
 from benchmarks.recipes import RECIPES, Source
@@ -57,11 +58,34 @@ def test_a_tiny_recipe_streams_and_draws_what_the_unswapped_pipeline_draws(name:
     assert row["drawn_std"] > 0.05
     assert all(row["runs"].values()), "a component did not run"
     assert all(seconds > 0 for seconds in row["phases_s"].values())
+    assert row["swapped_phases_s"].keys() == row["phases_s"].keys()
+    assert 0 < sum(row["swapped_phases_s"].values()) < 10 * row["call_s"]
     if name == "qwen":  # as in full size, whole it would leave too little of the cap
         assert "text_encoder" in row["streamed_bytes"]
     steps = row["settings"]["call"]["num_inference_steps"]
     if name == "wan22":  # each step computes with guidance, and belongs to one expert
         assert row["runs"]["transformer"] + row["runs"]["transformer_2"] == 2 * steps
+
+
+def test_watching_an_attached_pipeline_leaves_it_attached(tmp_path: Path) -> None:
+    with torch.no_grad():
+        recipe = pipelines.build("flux", "tiny", "cpu")
+        expected, _ = pipelines.draw_once(recipe)
+        names = "transformer", "vae", "text_encoder_2"
+        modules = [getattr(recipe.pipe, name) for name in names]
+        with blockswap.attach(recipe.pipe, device="cpu", offload="300KiB") as session:
+            pipelines.draw_once(recipe)
+            before = [dict(vars(module)) for module in modules]
+            with pipelines.watched(recipe.pipe, "seconds") as parts:
+                assert torch.equal(pipelines.draw_once(recipe)[0], expected)
+            assert [vars(module).keys() for module in modules] == [b.keys() for b in before]
+            for module, was in zip(modules, before, strict=True):
+                for call in "forward", "encode", "decode":
+                    assert vars(module).get(call) is was.get(call)
+            turns = session.report().guests["vae"].turns
+            assert torch.equal(pipelines.draw_once(recipe)[0], expected)
+            assert session.report().guests["vae"].turns == turns + 1
+        assert [parts[name].runs for name in names] == [4, 1, 1]
 
 
 def test_a_recipe_that_fails_leaves_the_rows_of_the_others(
