@@ -87,8 +87,11 @@ class Twin:
         self._fastest_ms = math.inf
 
     @contextlib.contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Bind this thread to a core that is quiet now, if one becomes so within some seconds."""
+    def quiet(self) -> Iterator[Callable[[], None]]:
+        """Bind this thread to a core that is quiet now, if one becomes so within some seconds.
+
+        Gives what frees threads that began meanwhile: a session's, which would share the core.
+        """
         until = time.monotonic() + QUIET_WITHIN_S
         spells = 0
         try:
@@ -99,7 +102,7 @@ class Twin:
                 spells += 1
                 if spells >= ENOUGH_TURNS and spell_ms <= QUIET * self._fastest_ms:
                     break
-            yield
+            yield self._core.free_others
         finally:
             self._core.free()
 
