@@ -30,6 +30,7 @@ ENOUGH_TURNS = 12
 MOST_TURNS = 24
 QUIET = 1.02  # of the twin's fastest spell
 QUIET_WITHIN_S = 15.0
+CORES_OF_SESSION = 2
 COPY_BYTES = 64 * 2**20
 SOURCE_BYTES = 2 * 2**30
 
@@ -87,22 +88,22 @@ class Twin:
         self._fastest_ms = math.inf
 
     @contextlib.contextmanager
-    def quiet(self) -> Iterator[Callable[[], None]]:
-        """Bind this thread to a core that is quiet now, if one becomes so within some seconds.
+    def quiet(self) -> Iterator[None]:
+        """Bind this thread to cores that are quiet now, if they become so within some seconds.
 
-        Gives what frees threads that began meanwhile: a session's, which would share the core.
+        To two: a session has a thread only where it would not share this one's core.
         """
         until = time.monotonic() + QUIET_WITHIN_S
         spells = 0
         try:
             while spells < ENOUGH_TURNS or time.monotonic() < until:
-                self._core.choose()
+                self._core.choose(CORES_OF_SESSION)
                 spell_ms = statistics.median(self._spell(self.model)[0])
                 self._fastest_ms = min(self._fastest_ms, spell_ms)
                 spells += 1
                 if spells >= ENOUGH_TURNS and spell_ms <= QUIET * self._fastest_ms:
                     break
-            yield self._core.free_others
+            yield
         finally:
             self._core.free()
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Hashable
 
 from blockswap.budget import bytes_of
+from blockswap.cores import num_cores
 from blockswap.errors import CapError
 from blockswap.learning import (
     RELEARN_AFTER,
@@ -266,7 +267,7 @@ class Steward:
         learned.unmeasured_seconds = self.state.engine.step_seconds()  # waits for its end
         if self.state.is_asynchronous and time.perf_counter() - begin < SHORT_LAG_S:
             learned.settling_steps = SETTLING_STEPS_OF_HOST
-            if learned.is_paced_by_host():
+            if learned.is_paced_by_host() and num_cores() > 1:
                 self.state.engine.issue_on_thread()
                 learned.hosts.clear()  # it needed longer
         learned.earlier_times = self.state.engine.step_times()  # of the one before

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,8 +12,7 @@ from torch import nn
 from benchmarks.quiet import quiet_ms, quiet_spells
 from benchmarks.turns import ENOUGH_TURNS, MOST_TURNS, STEPS_OF_SPELL, Turns, Twin
 from blockswap.bench.core import Core
-from blockswap.bench.rows import measure
-from blockswap.bench.timing import Resident
+from blockswap.cores import num_cores
 
 
 def test_the_fastest_quarter_of_spells_counts_by_their_medians() -> None:
@@ -43,49 +39,15 @@ def test_turns_are_enough_once_the_twins_fastest_quarter_is_alike(
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system binds no threads")
-def test_a_thread_that_begins_while_another_is_bound_to_a_core_is_freed_of_it_and_only_that_one() -> (
-    None
-):
+@pytest.mark.parametrize("wanted", [1, 2])
+def test_a_thread_is_bound_to_as_many_cores_as_wanted_and_freed(wanted: int) -> None:
     core, cores = Core(), os.sched_getaffinity(0)
-    began, ends = threading.Event(), threading.Event()
-    found: list[int] = []
-
-    def run() -> None:
-        found.append(threading.get_native_id())
-        began.set()
-        ends.wait()
-
     try:
-        core.choose()
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        began.wait()
-        assert len(os.sched_getaffinity(found[0])) == 1
-        core.free_others()
-        assert os.sched_getaffinity(found[0]) == cores
-        assert len(os.sched_getaffinity(0)) == 1
+        core.choose(wanted)
+        assert len(os.sched_getaffinity(0)) == num_cores() == min(wanted, len(cores))
     finally:
-        ends.set()
         core.free()
-
-
-def test_what_learning_is_done_in_is_told_of_each_step() -> None:
-    log: list[str] = []
-
-    @contextlib.contextmanager
-    def around() -> Iterator[Callable[[], None]]:
-        log.append("begin")
-        yield lambda: log.append("step")
-        log.append("end")
-
-    model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64)) for _ in range(4)))
-    model.requires_grad_(False)
-    inputs = {"input": torch.zeros(1, 64)}
-    resident = Resident(1.0, 0, 0, model(**inputs)[0])
-    options = {"device": "cpu", "offload": "20KiB", "blocks": list(model)}
-    row = measure(model, inputs, resident, options, 2, around=around())
-    assert row["bit_identical"]
-    assert log == ["begin", *["step"] * row["learning_steps"], "end"]
+    assert os.sched_getaffinity(0) == cores
 
 
 class Said(nn.Module):

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 ROUNDS = 10  # of some 2 ms
-TASKS = Path("/proc/self/task")
 
 
 class Core:
@@ -23,23 +20,15 @@ class Core:
     def __init__(self) -> None:
         self._cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
-    def choose(self) -> None:
-        """Move to the core that is fastest now."""
+    def choose(self, num_cores: int = 1) -> None:
+        """Move to the core that is fastest now, or to one of the fastest so many."""
         if self._cores:
-            os.sched_setaffinity(0, {min(self._cores, key=_seconds_on)})
+            os.sched_setaffinity(0, sorted(self._cores, key=_seconds_on)[:num_cores])
 
     def free(self) -> None:
         """Let the thread run anywhere again."""
         if self._cores:
             os.sched_setaffinity(0, self._cores)
-
-    def free_others(self) -> None:
-        """Let the process' other threads run anywhere: what began bound would share the core."""
-        threads = list(TASKS.iterdir()) if self._cores and TASKS.is_dir() else []
-        for thread in (int(path.name) for path in threads):
-            if thread != threading.get_native_id():
-                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-                    os.sched_setaffinity(thread, self._cores)
 
 
 def _seconds_on(core: int) -> float:

@@ -38,7 +38,7 @@ def measure(
     *,
     beside: int = 0,
     timer: Timer | None = None,
-    around: AbstractContextManager[Callable[[], None] | None] | None = None,
+    around: AbstractContextManager[None] | None = None,
 ) -> Row:
     """Attach under one setting, learn, time, detach; return the row.
 
@@ -52,7 +52,7 @@ def measure(
         steps: how many to time.
         beside: bytes on the device that are not the model's; a cap is raised by them.
         timer: other than ``steps`` steps in a row.
-        around: entered once the model is attached; gives what to call after each learning step.
+        around: entered once the model is attached.
     """
     given = dict(options)
     if "vram" in given:
@@ -64,12 +64,10 @@ def measure(
     session = blockswap.attach(model, **given)
     setup_s = time.perf_counter() - begin
     try:
-        with around or nullcontext() as after_step:
+        with around or nullcontext():
             begin = time.perf_counter()
             for _ in range(MAX_LEARNING_STEPS):
                 model(**inputs)
-                if after_step is not None:
-                    after_step()
                 if session.state == "ready":
                     break
             learning_s, learning_steps = time.perf_counter() - begin, session.report().steps

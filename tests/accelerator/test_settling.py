@@ -92,10 +92,17 @@ def test_a_plan_that_is_smaller_when_it_returns_is_settled_from_the_beginning(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("is_host", [True, False])
-def test_copies_are_issued_on_a_thread_where_the_host_sets_the_pace(
-    accelerator: ModuleType, monkeypatch: pytest.MonkeyPatch, is_host: bool
+@pytest.mark.parametrize(
+    ("is_host", "cores", "is_on_thread"), [(True, 2, True), (True, 1, False), (False, 2, False)]
+)
+def test_a_thread_with_a_core_issues_copies_where_the_host_sets_the_pace(
+    accelerator: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    is_host: bool,
+    cores: int,
+    is_on_thread: bool,
 ) -> None:
+    monkeypatch.setattr("blockswap.steward.num_cores", lambda: cores)
     if is_host:  # whatever it takes
         monkeypatch.setattr("blockswap.learning.HOST_PACE_SHARE", 0.0)
     model = Chain([256] * 13, seed=0)
@@ -108,7 +115,7 @@ def test_copies_are_issued_on_a_thread_where_the_host_sets_the_pace(
         while session.state != "ready":
             assert torch.equal(model(x.to("fake")).cpu(), expected)
         engine = session._state.engine
-        assert engine.issues_on_thread is is_host
+        assert engine.issues_on_thread is is_on_thread
         accelerator.reset_delays()
         accelerator.set_random_delays(3, 2e-3)
         edited = Chain([256] * 13, seed=0)
