@@ -261,8 +261,11 @@ def test_a_recording_shows_every_turn_its_peak_and_what_others_record_stays_righ
     assert all(0 < end.pool_bytes < end.peak_bytes <= cap for end in ends)
     assert max(e.peak_bytes for e in ends) <= recorded.parts["unet"].peak_allocated_bytes
     in_vae = next(a for b, a in itertools.pairwise(history.moments) if b.part == "vae")
-    for reported in (plain.guests["vae"].peak_bytes, recorded.guests["vae"].peak_bytes):
-        assert reported is not None and abs(in_vae.peak_bytes - reported) < MIB // 4
+    reported = recorded.guests["vae"].peak_bytes
+    assert reported is not None and abs(in_vae.peak_bytes - reported) < MIB // 4
+    # Another turn's, beside as many residents as it found room for.
+    reported = plain.guests["vae"].peak_bytes
+    assert reported is not None and abs(in_vae.peak_bytes - reported) < 4 * MIB
     # Each part's peak is its own: what follows the VAE's holds little.
     assert history.moments[-1].peak_bytes < in_vae.peak_bytes - 8 * MIB
     seconds = [moment.seconds for moment in history.moments]
