@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,12 +45,18 @@ class Phase:
 
     parts: list[Part]
 
-    def least_bytes(self, cap_bytes: int) -> int:
-        """Return what must cross the link: all once, and what the cap cannot hold in each step."""
+    def least_bytes(self, cap_bytes: int, stays: bool = False) -> int:
+        """Return what must cross the link: all once, and what the cap cannot hold in each step.
+
+        Args:
+            cap_bytes: of the cap.
+            stays: what the cap can hold is there from the last call.
+        """
         weights = sum(part.weight_bytes for part in self.parts)
         activations = max(part.activation_bytes for part in self.parts)
         excess = min(weights, max(0, weights + activations - cap_bytes))
-        return weights + (min(part.runs for part in self.parts) - 1) * excess
+        at_first = excess if stays else weights
+        return at_first + (min(part.runs for part in self.parts) - 1) * excess
 
 
 def cap_for(pipe: Any, parts: dict[str, Part]) -> int:
@@ -92,15 +99,26 @@ def phases_of(parts: dict[str, Part]) -> list[Phase]:
     return [Phase(members) for members in phases]
 
 
-def floor_seconds(parts: dict[str, Part], cap_bytes: int, link_bytes_per_s: float) -> float:
+def floor_seconds(
+    parts: dict[str, Part],
+    cap_bytes: int,
+    link_bytes_per_s: float,
+    staying: Collection[str] = (),
+) -> float:
     """Return the least that a call can take under the cap.
 
     A phase finds none of its weights on the device: what came before left no room for them.
+
+    Args:
+        parts: the components.
+        cap_bytes: of the cap.
+        link_bytes_per_s: of the link.
+        staying: components of which what the cap can hold is there from the last call. That other
+            components need room meanwhile does not count: nothing can be faster than this.
     """
-    return sum(
-        max(
-            sum(part.seconds for part in phase.parts),
-            phase.least_bytes(cap_bytes) / link_bytes_per_s,
-        )
-        for phase in phases_of(parts)
-    )
+    stay = {id(parts[name]) for name in staying}
+    seconds = 0.0
+    for phase in phases_of(parts):
+        num_bytes = phase.least_bytes(cap_bytes, any(id(part) in stay for part in phase.parts))
+        seconds += max(sum(part.seconds for part in phase.parts), num_bytes / link_bytes_per_s)
+    return seconds

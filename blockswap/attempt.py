@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dis
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -65,6 +66,7 @@ class Stillness:
     """What a model keeps from call to call, as it was; a forward must not have changed it.
 
     Its tensors' versions, its plain attributes, and those of lists and dictionaries one level deep.
+    What a VAE of diffusers begins each call without does not count.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -81,13 +83,14 @@ class Stillness:
     def _kept(self) -> list[tuple[object, ...]] | None:
         kept: list[tuple[object, ...]] = []
         for module in self._model.modules():
+            passing = _passing(module)
             for buffer in module._buffers.values():
                 if buffer is not None:
                     if buffer.is_inference():
                         return None
                     kept.append((id(buffer), buffer._version))
             for name, value in vars(module).items():
-                if name in _OWN or name == "forward":
+                if name in _OWN or name == "forward" or name in passing:
                     continue
                 if isinstance(value, torch.Generator):
                     return None
@@ -97,6 +100,22 @@ class Stillness:
                 elif isinstance(value, (PLAIN, torch.Tensor)):
                     kept.append((id(module), name, _identity(value)))
         return kept
+
+
+def _passing(module: nn.Module) -> frozenset[str]:
+    """Return the attributes that a VAE of diffusers sets anew before it encodes or decodes.
+
+    Those that its `clear_cache` sets: Wan's and Qwen-Image's keep each convolution's last frames.
+    """
+    clear = getattr(type(module), "clear_cache", None)
+    is_vae = type(module).__module__.startswith("diffusers.models.autoencoders.")
+    return _set_by(clear) if is_vae and clear is not None else frozenset()
+
+
+@functools.cache
+def _set_by(method: Callable[..., object]) -> frozenset[str]:
+    code = dis.get_instructions(method)
+    return frozenset(str(step.argval) for step in code if step.opname == "STORE_ATTR")
 
 
 def _identity(item: object) -> object:

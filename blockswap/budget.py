@@ -157,10 +157,13 @@ class Budget:
             bound.room.hold_off()
 
     def clear_for(self, num_bytes: int) -> None:
-        """Have PyTorch give its cache back if that and so many bytes would pass the cap."""
+        """Have PyTorch give its cache back if that and so many bytes would pass the cap.
+
+        The margin is for parts of pages between residents.
+        """
         if self._cap_bytes is not None:
             taken = self._memory.tally().reserved + self._memory.neighbours_beside_bytes
-            if taken + num_bytes > self._cap_bytes:
+            if taken + num_bytes > self._cap_bytes - cap_margin_bytes(self._cap_bytes):
                 self._memory.give_back()
 
     def look(self) -> None:
@@ -168,7 +171,7 @@ class Budget:
         if self._cap_bytes is None:
             return
         self._tally = self._memory.tally()
-        beside = self._memory.pool_bytes + self._memory.neighbours_beside_bytes
+        beside = self._memory.pool_mapped_bytes + self._memory.neighbours_beside_bytes
         if self._tally.reserved + beside > self._cap_bytes:
             self._memory.give_back()
 

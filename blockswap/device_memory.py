@@ -103,11 +103,14 @@ class DeviceMemory:
         return 0 if self.pool is None else self.pool.bytes
 
     @property
+    def pool_mapped_bytes(self) -> int:
+        """Return what nobody else can have for it."""
+        return 0 if self.pool is None else self.pool.bytes + self.pool.unused_bytes
+
+    @property
     def pool_beside_bytes(self) -> int:
         """Return what the pool has mapped beyond what PyTorch counts."""
-        if self.pool is None or self.counts_pool:
-            return 0
-        return self.pool.bytes + self.pool.unused_bytes
+        return 0 if self.counts_pool else self.pool_mapped_bytes
 
     def held_bytes(self, ours: Iterable[nn.Module]) -> int:
         """Return what PyTorch's tensors hold now, without sessions' pools and without ours.

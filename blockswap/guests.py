@@ -58,6 +58,9 @@ class Stage(Protocol):
     ) -> AbstractContextManager[None]:
         """Bound what it computes with; raise where memory is out, if there would be more again."""
 
+    def leave_room_for_copies(self, result: object) -> None:
+        """Hear what a call has returned: the pipeline makes more of it."""
+
     def relieve(self, error: torch.OutOfMemoryError, can_repeat: bool) -> bool:
         """Hear that memory was out; True: there is more now, call again."""
 
@@ -199,7 +202,9 @@ class Guest:
 
             try:
                 with stage.computing(self, can_repeat):
-                    return method(module, *args, **kwargs)
+                    result = method(module, *args, **kwargs)
+                stage.leave_room_for_copies(result)
+                return result
             except torch.OutOfMemoryError as error:
                 if not stage.relieve(error, still.holds() and attempt.rewind()):
                     raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
@@ -14,35 +13,19 @@ from blockswap.alarm import armed
 from blockswap.config import ResolvedConfig
 from blockswap.device_memory import DeviceMemory
 from blockswap.guests import Guest
+from blockswap.hooks import tensors_in
+from blockswap.neighbour import Staying
 from blockswap.room import cap_margin_bytes
 from blockswap.session import Session
 from blockswap.share import Share
 from blockswap.sizes import format_bytes
+from blockswap.steward import OTHER_ALGORITHM
 
 logger = logging.getLogger("blockswap")
 
-
-class Denoiser:
-    """A denoiser that stays on the device while a visitor computes.
-
-    Weakly: what a visitor's `Share` has noted for its end leads here, and outlives a pipeline that
-    is dropped.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session = weakref.ref(session)
-
-    @property
-    def bytes(self) -> int:
-        """Return what its pool holds."""
-        session = self._session()
-        return 0 if session is None else session._state.memory.pool_bytes
-
-    def leave(self) -> None:
-        """Give it back until its next step."""
-        session = self._session()
-        if session is not None:
-            session.vacate()
+# What pipelines make of what a component returned, before the call ends: frames in [0, 1], clamped,
+# stacked. It takes so many times as much, and no limit holds there.
+COPIES_OF_RESULT = 4
 
 
 class Turns:
@@ -90,7 +73,7 @@ class Turns:
         self.end()
         self._make_room(guest)
         try:
-            guest.enter()
+            self._come(guest)
             guest.turns += 1
             self._present = guest
         except BaseException:
@@ -121,7 +104,7 @@ class Turns:
                 other._state.memory.unwatch()
             elif other.state in ("learning", "ready"):
                 other._state.memory.watch()
-        session._state.memory.neighbours = [Denoiser(other) for other in staying]
+        session._state.memory.neighbours = [Staying(other) for other in staying]
         session._state.fixed.come_back()
         self._streaming = group
 
@@ -150,6 +133,7 @@ class Turns:
             try:
                 self._present.leave()
                 self._present = None  # unless Ctrl-C came before: then it leaves the next time
+                self._drop_cache()
             except Exception:
                 self._present = None
                 raise
@@ -160,7 +144,7 @@ class Turns:
     def computing(self, guest: Guest, can_repeat: Callable[[], bool]) -> Iterator[None]:
         """Bound what PyTorch reserves in a guest's call; calls within it change nothing."""
         self.begin(guest)
-        depth = self._depth
+        depth, ooms = self._depth, 0
         is_outermost = depth == 0
         try:
             self._depth = depth + 1
@@ -172,10 +156,13 @@ class Turns:
                     self._memory.give_back()
                 self._share.impose(beside)
                 guest.unwatch_reads()
+                ooms = self._memory.tally().ooms
             # What is called within is not what would be called again.
             watch = armed(self._memory, lambda: self._held() > 0 and can_repeat())
             with watch if is_outermost else contextlib.nullcontext():
                 yield
+            if is_outermost and self._memory.tally().ooms > ooms:
+                logger.warning("%s: %s", guest.name, OTHER_ALGORITHM)
         finally:
             self._depth = depth
             if is_outermost:
@@ -183,6 +170,14 @@ class Turns:
                     guest.watch_reads()
                 finally:
                     self._share.lift()
+
+    def leave_room_for_copies(self, result: object) -> None:
+        """A guest's call has returned: what PyTorch caches gives way to what is made of that."""
+        if self._cap_bytes is None or self._depth:
+            return
+        copies = COPIES_OF_RESULT * sum(tensor.nbytes for tensor in tensors_in(result))
+        if self._memory.tally().reserved + self._beside_bytes() + copies > self._cap_bytes:
+            self._memory.give_back()
 
     def relieve(self, error: torch.OutOfMemoryError, can_repeat: bool) -> bool:
         """Memory was out in a guest's call: have the denoisers leave; whether to call again."""
@@ -224,37 +219,58 @@ class Turns:
         """Return what the denoisers would give back."""
         return sum(session._state.memory.pool_bytes for session in self._sessions)
 
-    def _leave_room(self, needed: int | None) -> None:
+    def _leave_room(self, needed: int | None, counts_cache: bool = False) -> None:
         """Have the denoisers give back what who comes does not find; None: nobody knows how much.
 
         The last one first: those before it run earlier in the next call.
+
+        Args:
+            needed: bytes on the device.
+            counts_cache: as for `_free_bytes`.
         """
-        free = self._free_bytes()
-        if needed is None or free is None:
-            for denoiser in self._denoisers:
-                denoiser.vacate()
-            return
         for denoiser in reversed(self._denoisers):
-            held = denoiser._state.memory.pool_bytes
-            if needed > free and held:
+            free = self._free_bytes(counts_cache)
+            if needed is None or free is None:
+                denoiser.vacate()
+            elif needed > free:
                 denoiser.vacate(needed - free)
-                free += held - denoiser._state.memory.pool_bytes
 
     def _make_room(self, guest: Guest) -> None:
         self._streaming = ()
         for session in self._visitors:
             session.vacate()
         # What it computes with is known after its first turn, which has the device to itself.
-        is_known = guest.turn_bytes is not None
-        self._leave_room(max(guest.num_bytes, guest.turn_bytes or 0) if is_known else None)
-        if not is_known:
+        needed = None if guest.turn_bytes is None else max(guest.num_bytes, guest.turn_bytes)
+        free = self._free_bytes(counts_cache=True)
+        if needed is None or free is None or needed > free:
+            # It took as much with nothing cached: in pieces of what others cached it may take more.
             self._memory.give_back()
+        self._leave_room(needed, counts_cache=True)
         for session in self._sessions:
             session._state.memory.unwatch()
         guest.is_crowded = False
         self._memory.begin_span()
         self._held_bytes = self._memory.allocated_bytes()
         self._record(guest.name)
+
+    def _come(self, guest: Guest) -> None:
+        """Bring a guest to the device under the cap; denoisers leave if they are in its way."""
+        is_in_the_way = False
+        try:
+            self._share.impose(self._beside_bytes())
+            try:
+                guest.enter()
+            except torch.OutOfMemoryError:
+                is_in_the_way = self._held() > 0
+                if not is_in_the_way:
+                    raise
+            if is_in_the_way:  # not in the handler: the error keeps what was on the device already
+                self._vacate()
+                self._memory.give_back()
+                self._share.impose(self._beside_bytes())
+                guest.enter()
+        finally:
+            self._share.lift()
 
     def _close(self) -> None:
         self._record("")
@@ -263,15 +279,30 @@ class Turns:
         for session in self._sessions:
             session.vacate()
 
-    def _free_bytes(self) -> int | None:
-        """Return what a guest finds with the denoisers where they are; None: not known."""
+    def _drop_cache(self) -> None:
+        """Have PyTorch give back what a turn left cached, if that is more than a step needs.
+
+        Else what is small and stays, such as a prompt's embeddings, lies in large pieces of it.
+        """
+        tally = self._memory.tally()
+        is_large = tally.reserved - tally.allocated > self._memory.most_step_bytes()
+        if self._cap_bytes is not None and is_large:
+            self._memory.give_back()
+
+    def _free_bytes(self, counts_cache: bool = False) -> int | None:
+        """Return what a guest finds with the denoisers where they are; None: not known.
+
+        Args:
+            counts_cache: what PyTorch has cached is in use, too.
+        """
         free = self._memory.available_bytes()
         if free is None:
             return None
         free -= self._reserve_bytes
         if self._cap_bytes is None:
             return free
-        used = self._memory.tally().allocated + self._beside_bytes()
+        tally = self._memory.tally()
+        used = (tally.reserved if counts_cache else tally.allocated) + self._beside_bytes()
         return min(free, self._cap_bytes - used - cap_margin_bytes(self._cap_bytes))
 
     def _beside_bytes(self) -> int:

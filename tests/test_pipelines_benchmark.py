@@ -118,6 +118,9 @@ def test_the_least_that_a_call_takes_is_compute_or_bytes_of_each_phase() -> None
     }
     # Under 10 GB: 10 GB once; 15 GB once, of which 10 GB find no room in 9 further steps; compute.
     assert floor_seconds(parts, 10 * GB, 50 * GB) == pytest.approx(0.2 + 2.1 + 0.3)
+    # 10 GB in each of 10 steps, if the other 5 are there from the last call.
+    staying = floor_seconds(parts, 10 * GB, 50 * GB, ["transformer"])
+    assert staying == pytest.approx(0.2 + 2.0 + 0.3)
     parts["transformer"].seconds = 4.0
     assert floor_seconds(parts, 10 * GB, 50 * GB) == pytest.approx(0.2 + 4.0 + 0.3)
 

@@ -39,12 +39,11 @@ def test_turns_are_enough_once_the_twins_fastest_quarter_is_alike(
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system binds no threads")
-@pytest.mark.parametrize("wanted", [1, 2])
-def test_a_thread_is_bound_to_as_many_cores_as_wanted_and_freed(wanted: int) -> None:
+def test_a_thread_is_bound_to_one_core_and_freed() -> None:
     core, cores = Core(), os.sched_getaffinity(0)
     try:
-        core.choose(wanted)
-        assert len(os.sched_getaffinity(0)) == num_cores() == min(wanted, len(cores))
+        core.choose()
+        assert len(os.sched_getaffinity(0)) == num_cores() == 1
     finally:
         core.free()
     assert os.sched_getaffinity(0) == cores

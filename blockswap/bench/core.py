@@ -20,10 +20,10 @@ class Core:
     def __init__(self) -> None:
         self._cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
-    def choose(self, num_cores: int = 1) -> None:
-        """Move to the core that is fastest now, or to one of the fastest so many."""
+    def choose(self) -> None:
+        """Move to the core that is fastest now."""
         if self._cores:
-            os.sched_setaffinity(0, sorted(self._cores, key=_seconds_on)[:num_cores])
+            os.sched_setaffinity(0, {min(self._cores, key=_seconds_on)})
 
     def free(self) -> None:
         """Let the thread run anywhere again."""

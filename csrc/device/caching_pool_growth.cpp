@@ -239,10 +239,12 @@ int64_t CachingPool::give_back_from_locked(Heap& heap, int64_t at_least_bytes) {
     if (given_bytes >= at_least_bytes) {
       break;
     }
-    if (is_sparse) {
-      const int64_t missing_bytes = at_least_bytes - given_bytes + page_bytes - 1;
-      span.bytes = std::min(span.bytes, missing_bytes / page_bytes * page_bytes);
+    const PageRange whole = pages_->whole(span.address, span.bytes, at_least_bytes - given_bytes);
+    if (whole.bytes == 0) {
+      continue;
     }
+    span.address = whole.address;
+    span.bytes = whole.bytes;
     pages_->unmap(span.address, span.bytes);
     heap.unmap(span);
     if (!is_sparse) {

@@ -10,6 +10,10 @@
 namespace blockswap {
 namespace {
 
+// Large ones are mapped faster, small ones are given back more often: of one that two blocks have
+// a part of, what the first leaves stays mapped.
+constexpr int64_t kMostBatchBytes = int64_t{8} << 20;
+
 struct Driver {
   decltype(&cuMemGetAllocationGranularity) granularity = GPU_DRIVER(cuMemGetAllocationGranularity);
   decltype(&cuMemAddressReserve) reserve = GPU_DRIVER(cuMemAddressReserve);
@@ -41,6 +45,7 @@ class GpuPages final : public Pages {
     while (page_bytes_ < page_bytes) {
       page_bytes_ *= 2;
     }
+    batches_ = Batches(page_bytes_, std::max(page_bytes_, kMostBatchBytes));
     find_readers();
   }
 
@@ -69,8 +74,9 @@ class GpuPages final : public Pages {
     DeviceGuard guard(index_);
     int64_t mapped = 0;
     try {
-      for (; mapped < bytes; mapped += page_bytes_) {
-        map_page(address + static_cast<uint64_t>(mapped));
+      for (const int64_t batch : batches_.cut(bytes)) {
+        map_batch(address + static_cast<uint64_t>(mapped), batch);
+        mapped += batch;
       }
       check_driver(driver_.set_access(pointer_to(address), static_cast<size_t>(bytes),
                                       readers_.data(), readers_.size()),
@@ -90,11 +96,13 @@ class GpuPages final : public Pages {
     }
   }
   void unmap(uint64_t address, int64_t bytes) noexcept override {
-    // Page by page: the driver unmaps what one call has mapped, no less and no more.
-    for (int64_t offset = 0; offset < bytes; offset += page_bytes_) {
-      (void)driver_.unmap(pointer_to(address + static_cast<uint64_t>(offset)),
-                          static_cast<size_t>(page_bytes_));
+    // The driver unmaps what one call has mapped, no less and no more.
+    for (const PageRange& batch : batches_.take(address, bytes)) {
+      (void)driver_.unmap(pointer_to(batch.address), static_cast<size_t>(batch.bytes));
     }
+  }
+  PageRange whole(uint64_t address, int64_t bytes, int64_t at_least_bytes) const override {
+    return batches_.whole(address, bytes, at_least_bytes);
   }
 
  private:
@@ -131,20 +139,22 @@ class GpuPages final : public Pages {
     }
   }
 
-  void map_page(uint64_t address) {
-    const auto bytes = static_cast<size_t>(page_bytes_);
+  void map_batch(uint64_t address, int64_t bytes) {
     const CUmemAllocationProp kind = memory_kind();
     CUmemGenericAllocationHandle memory{};
-    check_driver(driver_.create(&memory, bytes, &kind, 0), "cuMemCreate");
-    const CUresult status = driver_.map(pointer_to(address), bytes, 0, memory, 0);
+    check_driver(driver_.create(&memory, static_cast<size_t>(bytes), &kind, 0), "cuMemCreate");
+    const CUresult status =
+        driver_.map(pointer_to(address), static_cast<size_t>(bytes), 0, memory, 0);
     // From here the mapping alone keeps the memory: to unmap is to give it back.
     (void)driver_.destroy(memory);
     check_driver(status, "cuMemMap");
+    batches_.note(address, bytes);
   }
 
   int index_;
   Driver driver_;
   int64_t page_bytes_ = 0;
+  Batches batches_{0, 0};
   int64_t total_bytes_ = 0;
   std::vector<CUmemAccessDesc> readers_;
 };

@@ -14,8 +14,10 @@ constexpr int64_t kRangeFactor = 4;  // addresses per byte of memory
 
 class HostPages final : public Pages {
  public:
-  HostPages(int64_t limit_bytes, int64_t page_bytes)
-      : limit_bytes_(limit_bytes), page_bytes_(page_bytes) {
+  HostPages(int64_t limit_bytes, int64_t page_bytes, int64_t batch_bytes)
+      : limit_bytes_(limit_bytes),
+        page_bytes_(page_bytes),
+        batches_(page_bytes, std::max(page_bytes, batch_bytes)) {
     const bool is_power = page_bytes > 0 && (page_bytes & (page_bytes - 1)) == 0;
     if (limit_bytes <= 0 || !is_power || page_bytes < os::page_bytes()) {
       throw ConfigError("host pages of " + format_bytes(page_bytes) + " under a limit of " +
@@ -49,22 +51,34 @@ class HostPages final : public Pages {
                         " of " + format_bytes(limit_bytes_) + " are mapped");
     }
     mapped_bytes_ += bytes;
+    for (const int64_t batch : batches_.cut(bytes)) {
+      batches_.note(address, batch);
+      address += static_cast<uint64_t>(batch);
+    }
   }
+  // As a driver: part of a batch stays mapped.
   void unmap(uint64_t address, int64_t bytes) noexcept override {
-    os::forbid(reinterpret_cast<void*>(address), bytes);
-    mapped_bytes_ -= bytes;
+    for (const PageRange& batch : batches_.take(address, bytes)) {
+      os::forbid(reinterpret_cast<void*>(batch.address), batch.bytes);
+      mapped_bytes_ -= batch.bytes;
+    }
+  }
+  PageRange whole(uint64_t address, int64_t bytes, int64_t at_least_bytes) const override {
+    return batches_.whole(address, bytes, at_least_bytes);
   }
 
  private:
   int64_t limit_bytes_;
   int64_t page_bytes_;
+  Batches batches_;
   int64_t mapped_bytes_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<Pages> make_host_pages(int64_t limit_bytes, int64_t page_bytes) {
-  return std::make_unique<HostPages>(limit_bytes, page_bytes);
+std::unique_ptr<Pages> make_host_pages(int64_t limit_bytes, int64_t page_bytes,
+                                       int64_t batch_bytes) {
+  return std::make_unique<HostPages>(limit_bytes, page_bytes, batch_bytes);
 }
 
 }  // namespace blockswap

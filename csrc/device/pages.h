@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "batches.h"
 #include "device.h"
 
 namespace blockswap {
@@ -40,19 +41,23 @@ class Pages {
 
   // pre: nothing in [address, address + bytes) is mapped. The contents are undefined.
   virtual void map(uint64_t address, int64_t bytes) = 0;
-  // pre: all of it is mapped, and no work on the device uses it any more.
+  // pre: all of it is mapped, no work on the device uses it any more, and whole() leaves it as it
+  // is.
   virtual void unmap(uint64_t address, int64_t bytes) noexcept = 0;
+  // What unmap() takes of a mapped range, from the first on: at least so many bytes, or all it
+  // takes.
+  virtual PageRange whole(uint64_t address, int64_t bytes, int64_t at_least_bytes) const = 0;
 };
 
-// Pages of at least `page_bytes`: the driver's own size (2 MiB) times a power of two. Large ones
-// are mapped faster, small ones are given back more often. Every GPU that can reach this one may
-// read and write them. nullptr: the driver says that it cannot map pages, so use segments; any
-// other failure throws DeviceError.
+// Pages of at least `page_bytes`: the driver's own size (2 MiB) times a power of two, mapped in
+// batches of up to 8 MiB. Every GPU that can reach this one may read and write them. nullptr: the
+// driver says that it cannot map pages, so use segments; any other failure throws DeviceError.
 std::unique_ptr<Pages> make_gpu_pages(int index, int64_t page_bytes);  // only with BS_WITH_GPU
 std::unique_ptr<Pages> make_segment_pages(std::shared_ptr<Device> device);
 // Each block is one allocation of just its size: for devices whose memory is small, in tests.
 std::unique_ptr<Pages> make_block_pages(std::shared_ptr<Device> device);
-// Host memory that plays a device of `limit_bytes`.
-std::unique_ptr<Pages> make_host_pages(int64_t limit_bytes, int64_t page_bytes);
+// Host memory that plays a device of `limit_bytes`, mapped in batches of up to `batch_bytes`.
+std::unique_ptr<Pages> make_host_pages(int64_t limit_bytes, int64_t page_bytes,
+                                       int64_t batch_bytes = 0);
 
 }  // namespace blockswap

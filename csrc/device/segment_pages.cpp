@@ -29,6 +29,9 @@ class UnmappedPages : public Pages {
   }
   void map(uint64_t, int64_t) override {}
   void unmap(uint64_t, int64_t) noexcept override {}
+  PageRange whole(uint64_t address, int64_t bytes, int64_t) const override {
+    return {address, bytes};
+  }
 
  private:
   std::shared_ptr<Device> device_;

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from torch import nn
 
 import blockswap
+from blockswap import turns
+from blockswap.device_memory import DeviceMemory
+from blockswap.guests import Guest
 from blockswap.placement import Placement
 from tests.accelerator.test_pipelines import devices, on_fake
 from tests.pipelines import draw, make
@@ -74,3 +80,151 @@ def test_the_denoiser_gives_a_component_only_what_it_lacks(
         units = session.sessions["transformer"]._state.units
         assert 0 < len(recopied) < len(units) // 2
     assert set(devices(pipe).values()) == {"cpu"}
+
+
+def attached(pipe: Any, cap: int, call: dict[str, Any], expected: Any) -> Any:
+    """Return the session of a pipeline whose components have had their turns."""
+    session = blockswap.attach(pipe, device="fake", vram=cap)
+    for _ in range(3):
+        assert np.array_equal(draw(pipe, call), expected)
+    return session
+
+
+@torch.no_grad()
+def test_a_components_weights_come_under_the_cap(
+    accelerator: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, call = make("flux", tmp_path)
+    expected = on_fake(pipe, call)
+    cap = accelerator.memory_allocated() + 64 * MIB
+    with attached(pipe, cap, call, expected) as session:
+        limits: list[float] = []
+        come = Guest.enter
+
+        def enter(guest: Guest) -> None:
+            held = sum(one._state.memory.pool_beside_bytes for one in session.sessions.values())
+            limit = accelerator.get_per_process_memory_fraction()
+            total = accelerator.mem_get_info()[1]
+            limits.append(limit * total + held)
+            come(guest)
+
+        monkeypatch.setattr(Guest, "enter", enter)
+        assert np.array_equal(draw(pipe, call), expected)
+    assert limits and all(limit <= cap for limit in limits)
+
+
+@torch.no_grad()
+def test_a_component_that_finds_no_memory_gets_what_the_denoiser_holds(
+    accelerator: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, call = make("flux", tmp_path)
+    expected = on_fake(pipe, call)
+    cap = accelerator.memory_allocated() + 64 * MIB
+    with attached(pipe, cap, call, expected) as session:
+        denoiser = session.sessions["transformer"]
+        held: list[int] = []
+        come = Guest.enter
+
+        def enter(guest: Guest) -> None:
+            held.append(denoiser.report().pool_bytes)
+            if held[-1]:
+                raise torch.OutOfMemoryError("PyTorch's cache is in pieces")
+            come(guest)
+
+        monkeypatch.setattr(Guest, "enter", enter)
+        assert np.array_equal(draw(pipe, call), expected)
+        assert held[0] > 0 == held[1]
+        monkeypatch.undo()
+        assert np.array_equal(draw(pipe, call), expected)
+
+
+@pytest.mark.parametrize(("copies", "gives"), [(1, False), (10**6, True)])
+@torch.no_grad()
+def test_what_a_pipeline_makes_of_a_large_result_finds_pytorchs_cache_given_back(
+    copies: int,
+    gives: bool,
+    accelerator: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe, call = make("flux", tmp_path)
+    expected = on_fake(pipe, call)
+    cap = accelerator.memory_allocated() + 512 * MIB
+    with attached(pipe, cap, call, expected):
+        said: list[str] = []
+        decode, give_back = AutoencoderKL.decode, DeviceMemory.give_back
+
+        def decoded(*args: Any, **kwargs: Any) -> Any:
+            result = decode(*args, **kwargs)
+            said.append("decoded")
+            return result
+
+        monkeypatch.setattr(turns, "COPIES_OF_RESULT", copies)
+        monkeypatch.setattr(AutoencoderKL, "decode", decoded)
+        monkeypatch.setattr(
+            DeviceMemory, "give_back", lambda memory: said.append("gave") or give_back(memory)
+        )
+        assert np.array_equal(draw(pipe, call), expected)
+    after = said[said.index("decoded") :]
+    assert (after[:2] == ["decoded", "gave"]) is gives
+
+
+class Workspace:
+    """A convolution's, at the end of a VAE: other bits where there is no memory for it.
+
+    Attributes:
+        bytes: what it takes.
+        lacks: what it is to lack of the cap when it is wanted the next time.
+        missed: how often it found nothing.
+    """
+
+    def __init__(self, accelerator: ModuleType, convolution: nn.Module, cap: int) -> None:
+        self.bytes = self.lacks = self.missed = 0
+        self._accelerator = accelerator
+        self._cap = cap
+        convolution.register_forward_hook(self)
+
+    def __call__(self, module: nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:
+        if self.lacks:
+            self.bytes = self._cap - self._accelerator.memory_allocated() + self.lacks
+            self.lacks = 0
+        if output.device.type != "fake" or self._accelerator.try_workspace(self.bytes):
+            return output
+        self.missed += 1
+        return output * 1.5
+
+
+@torch.no_grad()
+def test_a_vae_that_keeps_frames_within_a_call_is_called_again_before_its_bits_change(
+    accelerator: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe, call = make("qwen", tmp_path)
+    call = {k: v.to("fake") if isinstance(v, torch.Tensor) else v for k, v in call.items()}
+    expected = on_fake(pipe, call)
+    weights = sum(p.nbytes for p in pipe.transformer.parameters())
+    cap = accelerator.memory_allocated() + 2 * weights + 32 * MIB
+    workspace = Workspace(accelerator, pipe.vae.decoder.conv_out, cap)
+    with attached(pipe, cap, call, expected) as session:
+        workspace.lacks = session.sessions["transformer"].report().pool_bytes // 2
+        assert workspace.lacks > 0
+        assert np.array_equal(draw(pipe, call), expected)
+        assert caplog.text.count("the denoisers have given back") == 1
+        assert np.array_equal(draw(pipe, call), expected)
+    assert workspace.missed == 0 < workspace.bytes
+
+
+@torch.no_grad()
+def test_a_component_for_whose_workspace_the_cap_is_too_small_is_told(
+    accelerator: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe, call = make("qwen", tmp_path)
+    call = {k: v.to("fake") if isinstance(v, torch.Tensor) else v for k, v in call.items()}
+    expected = on_fake(pipe, call)
+    cap = accelerator.memory_allocated() + 64 * MIB
+    workspace = Workspace(accelerator, pipe.vae.decoder.conv_out, cap)
+    with attached(pipe, cap, call, expected):
+        assert "last bits" not in caplog.text
+        workspace.bytes = cap
+        draw(pipe, call)
+    assert workspace.missed == 1
+    assert "vae: PyTorch found no memory" in caplog.text and "last bits" in caplog.text

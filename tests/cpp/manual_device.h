@@ -207,8 +207,9 @@ class WatchedPages final : public Pages {
     bool refuse_ranges = false;
     bool breaks = false;
   };
-  WatchedPages(std::shared_ptr<Shared> shared, int64_t limit_bytes, int64_t page_bytes)
-      : shared_(std::move(shared)), pages_(make_host_pages(limit_bytes, page_bytes)) {}
+  WatchedPages(std::shared_ptr<Shared> shared, int64_t limit_bytes, int64_t page_bytes,
+               int64_t batch_bytes)
+      : shared_(std::move(shared)), pages_(make_host_pages(limit_bytes, page_bytes, batch_bytes)) {}
 
   int64_t granularity_bytes() const override { return pages_->granularity_bytes(); }
   bool is_sparse() const override { return true; }
@@ -235,7 +236,12 @@ class WatchedPages final : public Pages {
   void unmap(uint64_t address, int64_t bytes) noexcept override {
     CHECK(shared_->uses.is_over(reinterpret_cast<void*>(address), bytes));
     each_page(address, bytes, [&](uint64_t page) { CHECK(shared_->mapped.erase(page) == 1); });
+    const PageRange whole = pages_->whole(address, bytes, bytes);
+    CHECK(whole.address == address && whole.bytes == bytes);
     pages_->unmap(address, bytes);
+  }
+  PageRange whole(uint64_t address, int64_t bytes, int64_t at_least_bytes) const override {
+    return pages_->whole(address, bytes, at_least_bytes);
   }
 
  private:

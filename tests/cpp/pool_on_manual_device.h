@@ -17,11 +17,13 @@ inline constexpr Device::Stream kA{0}, kB{1}, kC{2};
 
 struct PoolOnManualDevice {
   explicit PoolOnManualDevice(int64_t limit_bytes = CachingPool::kNoLimit,
-                              int64_t memory_bytes = 256 * kMiB, int64_t page_bytes = kPage)
+                              int64_t memory_bytes = 256 * kMiB, int64_t page_bytes = kPage,
+                              int64_t batch_bytes = kPage)
       : device(std::make_shared<ManualDevice>()),
         shared(std::make_shared<WatchedPages::Shared>(*device)),
         pool(std::make_unique<CachingPool>(
-            device, std::make_unique<WatchedPages>(shared, memory_bytes, page_bytes), limit_bytes,
+            device, std::make_unique<WatchedPages>(shared, memory_bytes, page_bytes, batch_bytes),
+            limit_bytes,
             /*check=*/true)) {}
   ~PoolOnManualDevice() {
     pool.reset();
