@@ -241,4 +241,25 @@ MUTANTS = [
         "    throw;",
         "engine",
     ),
+    Mutant(
+        "a batch holds the page that the next block shares",
+        "device/batches.cpp",
+        "int64_t left = bytes - page_bytes_; left > 0",
+        "int64_t left = bytes; left > page_bytes_",
+        "batches",
+    ),
+    Mutant(
+        "part of a batch counts as whole",
+        "device/batches.cpp",
+        "static_cast<uint64_t>(batch->second) > end",
+        "static_cast<uint64_t>(batch->second) > end + 1'000'000'000",
+        "batches",
+    ),
+    Mutant(
+        "what is given back is still known as mapped",
+        "device/batches.cpp",
+        "  batches_.erase(begin, end);\n",
+        "",
+        "batches",
+    ),
 ]

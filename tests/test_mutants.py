@@ -17,7 +17,7 @@ FLAGS = ["-std=c++20", "-O1", "-pthread", "-Icsrc"]
 HEAP = "error device/heap"
 POOL = (
     "error os device/heap device/stream_clock device/caching_pool device/caching_pool_growth "
-    "device/host_pages device/segment_pages device/cpu"
+    "device/batches device/host_pages device/segment_pages device/cpu"
 )
 BOUNCE = "fetch_thread bounce_ring copy_team pinner host_arena arena_fill os"
 # What tests/cpp/<part>_test.cpp links.
@@ -28,6 +28,7 @@ PARTS = {
     "validate explain schedule engine engine_fetch engine_times " + BOUNCE,
     "heap": HEAP,
     "heap_model": HEAP,
+    "batches": POOL,
     "caching_pool": POOL,
     "caching_pool_growth": POOL,
     "caching_pool_history": POOL,
