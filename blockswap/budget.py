@@ -208,6 +208,11 @@ class Budget:
         now = self._memory.reading()
         return now is None or now.pool + now.unused >= bytes_of(learned.plan) + small_bytes
 
+    def fits(self, plan: _C.Plan, learned: Learned, small_bytes: int) -> bool:
+        """Whether a plan that was made for another input shape leaves this one enough room."""
+        pairs = self._with(self.grants(learned, small_bytes))
+        return not any(bound.room.is_short(left - bytes_of(plan), 0) for bound, left in pairs)
+
     def is_outdated(self, learned: Learned, small_bytes: int) -> bool:
         """Whether a plan that was made at another time is not to be installed as it is."""
         if learned.plan is None:

@@ -12,6 +12,7 @@ from blockswap.budget import Budget, bytes_of
 from blockswap.errors import CapError, DeviceError
 from blockswap.learning import Learned, Stage
 from blockswap.link import Link
+from blockswap.loan import Loan
 from blockswap.model_state import ModelState
 from blockswap.request import Requests
 from blockswap.sizes import format_bytes
@@ -49,6 +50,12 @@ def _are_alike(one: _C.Plan, other: _C.Plan | None) -> bool:
         [(p.first_leaf, p.end_leaf, p.resident) for p in plan.pieces] for plan in (one, other)
     )
     return next(pieces) == next(pieces)
+
+
+def _resident_leaves(plan: _C.Plan) -> set[int]:
+    """Return the positions of what a plan keeps."""
+    kept = (piece for piece in plan.pieces if piece.resident)
+    return {leaf for piece in kept for leaf in range(piece.first_leaf, piece.end_leaf)}
 
 
 class Plans:
@@ -95,6 +102,8 @@ class Plans:
         room = self.budget.before_learning()
         self.link.measure(state.host, state.pool, state.token, room, self.largest_bytes, is_gpu)
         self.is_placed = False
+        self._owner: Learned | None = None  # of what is installed
+        self._loan: Loan | None = None  # the input that runs is not the owner
         self._has_planned = False
         self._most_bytes: int | None = None  # that the device was seen to have
 
@@ -181,15 +190,21 @@ class Plans:
         self.stream(learned.order, learned)
 
     def switch(self, learned: Learned) -> None:
-        """Install the plan of another input shape; anew if it was made for another time's room."""
-        is_ready = learned.stage is Stage.READY  # else it is being timed under its plan
-        if is_ready and self.budget.is_outdated(learned, self._state.small_bytes):
-            self._renew(learned)
-        else:
-            self.install(learned)
+        """Go on with another input shape: under the plan that is there, or under its own."""
+        is_ready = learned.stage is Stage.READY
+        self._loan = self._loan_for(learned)
+        if self._loan is None and is_ready and self.is_placed and self.plan is learned.plan:
+            self.follow(learned)
+        elif self._loan is None:
+            self._install_own(learned)
 
     def follow(self, learned: Learned) -> None:
         """Plan anew if others have taken room, or left more, since the plan was made."""
+        if self._loan is not None:
+            fits = self.budget.fits(self.plan, learned, self._state.small_bytes)
+            if not fits or not self._loan.pay():
+                self._install_own(learned)
+            return
         # Another one runs where this one found no memory, and where a block was called alone.
         waits = learned.plan is not None and self.plan is not learned.plan
         if waits and self.budget.has_room(learned, self._state.small_bytes):
@@ -222,11 +237,40 @@ class Plans:
         self.is_placed = False
         self._state.vacate(at_least_bytes)
 
+    def _install_own(self, learned: Learned) -> None:
+        """Install an input shape's plan; anew if it was made for another time's room."""
+        self._loan = None
+        is_ready = learned.stage is Stage.READY  # else it is being timed under its plan
+        if is_ready and self.budget.is_outdated(learned, self._state.small_bytes):
+            self._renew(learned)
+        else:
+            self.install(learned)
+
+    def _loan_for(self, learned: Learned) -> Loan | None:
+        """Return the terms on which an input shape runs under what is installed; None: not."""
+        owner, own = self._owner, learned.plan
+        if not self.is_placed or owner is None or owner is learned or own is None:
+            return None
+        is_settled = owner.stage is learned.stage is Stage.READY and owner.plan is self.plan
+        if not is_settled or (self.order, owner.runs) != (learned.order, learned.runs):
+            return None
+        if not self.budget.fits(self.plan, learned, self._state.small_bytes):
+            return None
+        predicted = self.plan.predicted_seconds  # of the owner's input
+        _C.predict(self.plan, learned.request)
+        loss = max(0.0, self.plan.predicted_seconds - own.predicted_seconds)
+        self.plan.predicted_seconds = predicted
+        moved = _resident_leaves(own) - _resident_leaves(self.plan)
+        bytes_of_leaf = self._state.host.image_bytes
+        num_bytes = own.ring_bytes + sum(bytes_of_leaf[self.order[leaf]] for leaf in moved)
+        return Loan(loss, num_bytes / self.link.speed)
+
     def _renew(self, learned: Learned) -> None:
         before = bytes_of(learned.plan) if learned.plan is not None else 0
         if not self.make(learned) and self.is_placed:
             return  # with these options there is no smaller one
-        if self.is_placed and self.order == learned.order and _are_alike(self.plan, learned.plan):
+        is_its_own = self.is_placed and self._owner is learned and self.order == learned.order
+        if is_its_own and _are_alike(self.plan, learned.plan):
             learned.plan, learned.request = self.plan, self.request
             self.budget.note(self.plan, learned.granted)
             return
@@ -263,6 +307,7 @@ class Plans:
         counters = self._state.engine.counters
         mispredicted, refetched = counters.mispredicted, counters.refetched
         self.plan, self.request, self.order = plan, request, list(order)
+        self._owner, self._loan = learned, None
         self.is_placed = False  # unless all of it succeeds
         self.budget.clear_for(bytes_of(plan) + self._state.small_bytes)
         self._state.place(plan, self.order, learned.runs)
