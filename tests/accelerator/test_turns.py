@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +16,7 @@ from torch import nn
 
 import blockswap
 from blockswap import turns
-from blockswap.device_memory import DeviceMemory
+from blockswap.device_memory import DeviceMemory, Tally
 from blockswap.guests import Guest
 from blockswap.placement import Placement
 from tests.accelerator.test_pipelines import devices, on_fake
@@ -90,14 +92,20 @@ def attached(pipe: Any, cap: int, call: dict[str, Any], expected: Any) -> Any:
     return session
 
 
+def flux_under(accelerator: ModuleType, folder: Path, mib: int) -> tuple[Any, ...]:
+    """Return a small FLUX, a call, its picture, and a session with so many MiB for all of it."""
+    pipe, call = make("flux", folder)
+    expected = on_fake(pipe, call)
+    cap = accelerator.memory_allocated() + mib * MIB
+    return pipe, call, expected, cap, attached(pipe, cap, call, expected)
+
+
 @torch.no_grad()
 def test_a_components_weights_come_under_the_cap(
     accelerator: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe, call = make("flux", tmp_path)
-    expected = on_fake(pipe, call)
-    cap = accelerator.memory_allocated() + 64 * MIB
-    with attached(pipe, cap, call, expected) as session:
+    pipe, call, expected, cap, session = flux_under(accelerator, tmp_path, 64)
+    with session:
         limits: list[float] = []
         come = Guest.enter
 
@@ -117,10 +125,8 @@ def test_a_components_weights_come_under_the_cap(
 def test_a_component_that_finds_no_memory_gets_what_the_denoiser_holds(
     accelerator: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe, call = make("flux", tmp_path)
-    expected = on_fake(pipe, call)
-    cap = accelerator.memory_allocated() + 64 * MIB
-    with attached(pipe, cap, call, expected) as session:
+    pipe, call, expected, _, session = flux_under(accelerator, tmp_path, 64)
+    with session:
         denoiser = session.sessions["transformer"]
         held: list[int] = []
         come = Guest.enter
@@ -147,10 +153,8 @@ def test_what_a_pipeline_makes_of_a_large_result_finds_pytorchs_cache_given_back
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pipe, call = make("flux", tmp_path)
-    expected = on_fake(pipe, call)
-    cap = accelerator.memory_allocated() + 512 * MIB
-    with attached(pipe, cap, call, expected):
+    pipe, call, expected, _, session = flux_under(accelerator, tmp_path, 512)
+    with session:
         said: list[str] = []
         decode, give_back = AutoencoderKL.decode, DeviceMemory.give_back
 
@@ -167,6 +171,62 @@ def test_what_a_pipeline_makes_of_a_large_result_finds_pytorchs_cache_given_back
         assert np.array_equal(draw(pipe, call), expected)
     after = said[said.index("decoded") :]
     assert (after[:2] == ["decoded", "gave"]) is gives
+
+
+class Cache:
+    """What PyTorch is made to have cached; and in which order components come and leave."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bytes = 0
+        self.said: list[str] = []
+        tally, enter, leave = DeviceMemory.tally, Guest.enter, Guest.leave
+
+        def counted(memory: DeviceMemory) -> Tally:
+            now = tally(memory)
+            return replace(now, reserved=now.reserved + self.bytes)
+
+        def give_back(memory: DeviceMemory) -> int:
+            self.said += ["gave"] if self.bytes else []
+            given, self.bytes = self.bytes, 0
+            return given
+
+        def said(what: str, act: Callable[[Guest], None]) -> Callable[[Guest], None]:
+            return lambda guest: self.said.append(f"{guest.name} {what}") or act(guest)
+
+        monkeypatch.setattr(DeviceMemory, "tally", counted)
+        monkeypatch.setattr(DeviceMemory, "give_back", give_back)
+        monkeypatch.setattr(Guest, "enter", said("comes", enter))
+        monkeypatch.setattr(Guest, "leave", said("leaves", leave))
+
+
+@torch.no_grad()
+def test_what_a_turn_left_cached_goes_back_before_anything_small_settles_in_it(
+    accelerator: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, call, expected, _, session = flux_under(accelerator, tmp_path, 512)
+    with session:
+        cache = Cache(monkeypatch)
+        pipe.vae.decoder.conv_out.register_forward_hook(
+            lambda *_: setattr(cache, "bytes", 128 * MIB)
+        )
+        assert np.array_equal(draw(pipe, call), expected)
+        assert np.array_equal(draw(pipe, call), expected)
+        left = cache.said.index("vae leaves")
+        assert cache.said[left + 1] == "gave"
+        assert "gave" not in cache.said[:left], "the cap leaves room for it"
+
+
+@torch.no_grad()
+def test_a_component_that_the_cache_leaves_no_room_finds_it_empty(
+    accelerator: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, call, expected, cap, session = flux_under(accelerator, tmp_path, 512)
+    with session:
+        cache = Cache(monkeypatch)
+        cache.bytes = cap - accelerator.memory_allocated()
+        pipe.vae.decode(torch.zeros(1, 16, 4, 4, device="fake"))
+        assert cache.said[:2] == ["gave", "vae comes"]
+        assert np.array_equal(draw(pipe, call), expected)
 
 
 class Workspace:
