@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from blockswap import _C
 from blockswap.budget import Budget, bytes_of
 from blockswap.errors import CapError, DeviceError
+from blockswap.kept import are_alike, missing_bytes
 from blockswap.learning import Learned, Stage
 from blockswap.link import Link
 from blockswap.loan import Loan
@@ -40,22 +41,6 @@ class Totals:
     growths: int = 0
     ooms: int = 0
     rungs: Counter[str] = field(default_factory=Counter)
-
-
-def _are_alike(one: _C.Plan, other: _C.Plan | None) -> bool:
-    """Whether two plans of the same leaves keep and stream the same."""
-    if other is None or one.ring_bytes != other.ring_bytes:
-        return False
-    pieces = (
-        [(p.first_leaf, p.end_leaf, p.resident) for p in plan.pieces] for plan in (one, other)
-    )
-    return next(pieces) == next(pieces)
-
-
-def _resident_leaves(plan: _C.Plan) -> set[int]:
-    """Return the positions of what a plan keeps."""
-    kept = (piece for piece in plan.pieces if piece.resident)
-    return {leaf for piece in kept for leaf in range(piece.first_leaf, piece.end_leaf)}
 
 
 class Plans:
@@ -191,9 +176,12 @@ class Plans:
 
     def switch(self, learned: Learned) -> None:
         """Go on with another input shape: under the plan that is there, or under its own."""
-        is_ready = learned.stage is Stage.READY
+        _C.predict(learned.plan, learned.request)  # others may have run under it
         self._loan = self._loan_for(learned)
-        if self._loan is None and is_ready and self.is_placed and self.plan is learned.plan:
+        is_there = self.is_placed and self.plan is learned.plan
+        if self._loan is not None or is_there:
+            self.request = learned.request
+        if self._loan is None and is_there and learned.stage is Stage.READY:
             self.follow(learned)
         elif self._loan is None:
             self._install_own(learned)
@@ -248,29 +236,32 @@ class Plans:
 
     def _loan_for(self, learned: Learned) -> Loan | None:
         """Return the terms on which an input shape runs under what is installed; None: not."""
-        owner, own = self._owner, learned.plan
+        owner = self._owner
+        own = learned.plan
         if not self.is_placed or owner is None or owner is learned or own is None:
             return None
-        is_settled = owner.stage is learned.stage is Stage.READY and owner.plan is self.plan
-        if not is_settled or (self.order, owner.runs) != (learned.order, learned.runs):
+        have_plans = {owner.stage, learned.stage} <= {Stage.SETTLE, Stage.READY}
+        is_planned = have_plans and owner.plan is self.plan  # or it found no memory for that
+        if not is_planned or (self.order, owner.runs) != (learned.order, learned.runs):
             return None
         if not self.budget.fits(self.plan, learned, self._state.small_bytes):
             return None
-        predicted = self.plan.predicted_seconds  # of the owner's input
+        own_seconds = own.predicted_seconds
         _C.predict(self.plan, learned.request)
-        loss = max(0.0, self.plan.predicted_seconds - own.predicted_seconds)
-        self.plan.predicted_seconds = predicted
-        moved = _resident_leaves(own) - _resident_leaves(self.plan)
-        bytes_of_leaf = self._state.host.image_bytes
-        num_bytes = own.ring_bytes + sum(bytes_of_leaf[self.order[leaf]] for leaf in moved)
-        return Loan(loss, num_bytes / self.link.speed)
+        loss = max(0.0, self.plan.predicted_seconds - own_seconds)
+        return Loan(loss, lambda: self._install_seconds(own))
+
+    def _install_seconds(self, plan: _C.Plan) -> float:
+        """Return how long the link takes for what a plan keeps and the installed one does not."""
+        sizes = [self._state.host.image_bytes[leaf] for leaf in self.order]
+        return missing_bytes(plan, self.plan, sizes) / self.link.speed
 
     def _renew(self, learned: Learned) -> None:
         before = bytes_of(learned.plan) if learned.plan is not None else 0
         if not self.make(learned) and self.is_placed:
             return  # with these options there is no smaller one
         is_its_own = self.is_placed and self._owner is learned and self.order == learned.order
-        if is_its_own and _are_alike(self.plan, learned.plan):
+        if is_its_own and are_alike(self.plan, learned.plan):
             learned.plan, learned.request = self.plan, self.request
             self.budget.note(self.plan, learned.granted)
             return

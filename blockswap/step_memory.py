@@ -6,6 +6,12 @@ from dataclasses import dataclass
 
 from blockswap.device_memory import DeviceMemory, Tally
 
+# cuDNN keeps what it chose then for the rest of the process.
+OTHER_ALGORITHM = (
+    "PyTorch found no memory for something that it could do without, such as a workspace of cuDNN:"
+    " the algorithm in its place may give other last bits than in a run with more memory"
+)
+
 
 @dataclass(frozen=True)
 class Need:

@@ -27,18 +27,13 @@ from blockswap.plans import Plans, Totals
 from blockswap.refine import refine
 from blockswap.relief import Relief
 from blockswap.report import Report, State, Timeline
-from blockswap.step_memory import StepMemory
+from blockswap.step_memory import OTHER_ALGORITHM, StepMemory
 from blockswap.telling import make_report, make_timeline, pageable_note
 
 logger = logging.getLogger("blockswap")
 
 MAX_RELEARNED = 2
 WATCHED_STEPS = 8  # under a plan, for whether PyTorch has room enough
-# cuDNN keeps what it chose then for the rest of the process.
-OTHER_ALGORITHM = (
-    "PyTorch found no memory for something that it could do without, such as a workspace of cuDNN:"
-    " the algorithm in its place may give other last bits than in a run with more memory"
-)
 MEASURED_AT_FIRST = 4
 MEASURED_EVERY = 32  # of which two steps: the first one times the copies for the second
 
@@ -67,6 +62,7 @@ class Steward:
         self._usually_missed: int | None = None  # mispredictions in a step under the plan
         self._completed = False
         self._is_alone = False  # a block runs outside its model's forward
+        self._is_interleaved = False  # the step before was of another input shape
         self._memory = StepMemory(state.memory)
         self.relief = Relief(self)
 
@@ -150,7 +146,8 @@ class Steward:
             if not self.plans.is_placed:
                 self.plans.stream(self.plans.order, self.learned)
             return
-        if key != self._key or not self.plans.is_placed:
+        self._is_interleaved = key != self._key
+        if self._is_interleaved or not self.plans.is_placed:
             self._switch(key)
         elif self.is_ready:
             self.plans.follow(self.learned)
@@ -270,7 +267,8 @@ class Steward:
             if learned.is_paced_by_host() and num_cores() > 1:
                 self.state.engine.issue_on_thread()
                 learned.hosts.clear()  # it needed longer
-        learned.earlier_times = self.state.engine.step_times()  # of the one before
+        if not self._is_interleaved:
+            learned.earlier_times = self.state.engine.step_times()  # of the one before
 
     def _settle(self, learned: Learned) -> None:
         """Plan once more with the times of real steps; prefer the plan that runs."""

@@ -19,7 +19,7 @@ from blockswap.room import cap_margin_bytes
 from blockswap.session import Session
 from blockswap.share import Share
 from blockswap.sizes import format_bytes
-from blockswap.steward import OTHER_ALGORITHM
+from blockswap.step_memory import OTHER_ALGORITHM
 
 logger = logging.getLogger("blockswap")
 
@@ -149,14 +149,12 @@ class Turns:
         try:
             self._depth = depth + 1
             if is_outermost:
-                beside = self._beside_bytes()
-                if self._cap_bytes is not None and (
-                    self._memory.tally().reserved + beside > self._cap_bytes
-                ):
+                beside, tally = self._beside_bytes(), self._memory.tally()
+                if self._cap_bytes is not None and tally.reserved + beside > self._cap_bytes:
                     self._memory.give_back()
                 self._share.impose(beside)
                 guest.unwatch_reads()
-                ooms = self._memory.tally().ooms
+                ooms = tally.ooms
             # What is called within is not what would be called again.
             watch = armed(self._memory, lambda: self._held() > 0 and can_repeat())
             with watch if is_outermost else contextlib.nullcontext():
