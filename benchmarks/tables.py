@@ -19,8 +19,22 @@ ENGINES_PAGE, CHART = "docs/engines.md", "docs/pictures/engines.png"
 ENGINES = "<!-- engines: begin -->", "<!-- engines: end -->"
 CAPS_PAGE = "docs/sharing.md"
 CAPS = "<!-- caps: begin -->", "<!-- caps: end -->"
+PIPELINES_PAGE = "docs/pipelines.md"
+PIPELINES = "<!-- pipelines: begin -->", "<!-- pipelines: end -->"
 GIB = 2**30
+OWN = "PyTorch's own settings"  # of its allocator
 NAMES = {"flux": "FLUX.1 12B", "wan": "Wan2.1 14B", "qwen": "Qwen-Image 20B", "sdxl": "SDXL UNet"}
+PIPELINE_NAMES = {
+    "flux": "FLUX with T5",
+    "flux-loras": "FLUX with two LoRAs",
+    "qwen": "Qwen-Image",
+    "sd35": "SD 3.5 large",
+    "sdxl": "SDXL",
+    "sdxl-controlnet-ip": "SDXL, ControlNet, IP-Adapter",
+    "wan22": "Wan 2.2, both experts",
+    "hunyuanvideo": "HunyuanVideo",
+    "ltx": "LTX",
+}
 SHOWN = {
     "flux": (None, 0.03, 0.2, 0.5, 0.85),
     "wan": (None,),
@@ -142,13 +156,53 @@ def make_caps_table(sweeps: list[tuple[str, dict[str, Any]]]) -> str:
                 cells = _cells_of_cap(row, link_gb_per_s)
             lines.append(f"| {NAMES[model]} | {_cap_of(row) / GIB:.2f} | {' | '.join(cells)} |")
     files = {name for name, _ in chosen.values()}
-    said = ""
-    for name, head in (item for item in sweeps if item[0] in files):
+    return "\n".join(lines + _sources({name: head for name, head in sweeps if name in files}))
+
+
+def make_pipelines_table(files: list[tuple[str, dict[str, Any]]]) -> str:
+    """Return one line per pipeline and setting of PyTorch's allocator, the newest of each."""
+    newest = {
+        (row["model"], row.get("allocator", OWN)): (name, result, row)
+        for name, result in files
+        for row in result["rows"]
+        if "call_s" in row
+    }
+    order = list(PIPELINE_NAMES)
+    lines = [
+        "| pipeline | call | cap, GiB | peak | s per call | unswapped | over the least"
+        " | same bits |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    chosen = sorted(newest.items(), key=lambda item: (order.index(item[0][0]), item[0][1] != OWN))
+    for (model, allocator), (_, _, row) in chosen:
+        name = PIPELINE_NAMES[model] + ("" if allocator == OWN else ", expandable segments")
+        lines.append(
+            f"| {name} | {_call_text(row)}"
+            f" | {row['cap_bytes'] / GIB:.2f} | {row['peak_device_bytes'] / GIB:.2f}"
+            f" | {row['call_s']:.2f} | {row['unswapped_call_s']:.2f}"
+            f" | {row['call_over_floor']:.3f} | {'yes' if row['bit_identical'] else 'NO'} |"
+        )
+    return "\n".join(lines + _sources({name: result for name, result, _ in newest.values()}))
+
+
+def _call_text(row: dict[str, Any]) -> str:
+    call = row["settings"]["call"]
+    size = f"{call['width']}x{call['height']}, {call['num_inference_steps']} steps"
+    frames = f", {call['num_frames']} frames" if "num_frames" in call else ""
+    tiles = row["tiling"].replace("the VAE decodes", "VAE in")
+    tiling = "" if tiles == "none" else f"; {tiles}"
+    return size + frames + tiling
+
+
+def _sources(files: dict[str, dict[str, Any]]) -> list[str]:
+    """Return lines that say on which machine and day which files were written."""
+    lines, said = [], ""
+    for name, head in sorted(files.items(), key=lambda item: (item[1]["date"], item[0])):
         machine = f"{head['gpu']}, {head['date']}, torch {head['torch']}, bf16, eager:"
         lines += ["", machine] if machine != said else []
         lines.append(f"[{name}](../benchmarks/results/{name})")
         said = machine
-    return "\n".join(lines)
+    return lines
 
 
 def _cap_of(row: dict[str, Any]) -> int:
@@ -191,7 +245,7 @@ def rewrite(page: str, table: str, marks: tuple[str, str] = (BEGIN, END)) -> str
 
 
 def main() -> None:
-    """Rewrite README.md, the CHANGELOG's Measured section, and the pages of engines and caps."""
+    """Rewrite README.md, the CHANGELOG's Measured section, and the pages with tables."""
     folder = ROOT / "benchmarks" / "results"
     results, benches = newest_results(folder), newest_results(folder, "bench")
     table = make_table(results)
@@ -204,6 +258,9 @@ def main() -> None:
     page = ROOT / CAPS_PAGE
     page.write_text(rewrite(page.read_text(), make_caps_table(sweeps), CAPS))
     (ROOT / CHART).parent.mkdir(exist_ok=True)
+    page = ROOT / PIPELINES_PAGE
+    whole_calls = newest_results(folder, "pipelines")
+    page.write_text(rewrite(page.read_text(), make_pipelines_table(whole_calls), PIPELINES))
     plot_frontier(chart_rows(benches, results), ROOT / CHART)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,15 @@ def test_the_page_of_caps_is_drawn_from_the_newest_sweeps() -> None:
     text = (ROOT / tables.CAPS_PAGE).read_text()
     sweeps = tables.newest_results(ROOT / "benchmarks" / "results", "cap-sweep")
     assert text == tables.rewrite(text, tables.make_caps_table(sweeps), tables.CAPS)
+
+
+def test_the_page_of_pipelines_shows_the_newest_row_of_each_pipeline_and_allocator() -> None:
+    text = (ROOT / tables.PIPELINES_PAGE).read_text()
+    files = tables.newest_results(ROOT / "benchmarks" / "results", "pipelines")
+    drawn = tables.make_pipelines_table(files)
+    assert text == tables.rewrite(text, drawn, tables.PIPELINES)
+    for name in tables.PIPELINE_NAMES.values():
+        assert len(re.findall(rf"^\| {re.escape(name)} \|", drawn, re.MULTILINE)) == 1, name
 
 
 def test_of_each_cap_the_newest_row_is_shown_a_part_behind_the_whole() -> None:
@@ -72,3 +82,10 @@ def test_code_and_table_stand_in_the_first_screen() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert any(line.startswith("```python") for line in lines[:10])
     assert any(line.startswith(tables.BEGIN) for line in lines[:20])
+
+
+def test_every_committed_pipeline_drew_the_same_under_its_cap() -> None:
+    for name, result in tables.newest_results(ROOT / "benchmarks" / "results", "pipelines"):
+        for row in result["rows"]:
+            assert row["status"] == "ok" and row["bit_identical"] is True, (name, row)
+            assert row["peak_device_bytes"] <= row["cap_bytes"], (name, row)
