@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import os
 import statistics
 import sys
@@ -133,13 +134,14 @@ def run_recipe(name: str, size: str, device: str) -> Row:
         torch.cuda.empty_cache()
     cap_bytes = cap_for(pipe, parts)
     drawn = []
-    before = DeviceMemory(torch.device(device)).tally()
+    memory = DeviceMemory(torch.device(device))
+    tallies = [memory.tally()]
     with blockswap.attach(pipe, device=device, vram=cap_bytes) as session:
         for _ in range(LEARNING_CALLS + TIMED_CALLS):
             image, seconds = draw_once(recipe)
             drawn.append((torch.equal(image, expected), seconds))
+            tallies.append(memory.tally())
         report = session.report()
-        after = DeviceMemory(torch.device(device)).tally()
         with watched(pipe, "seconds") as swapped:  # for the eye: where the time went
             draw_once(recipe)
     peaks = [part.peak_device_bytes for part in report.parts.values()]
@@ -180,9 +182,11 @@ def run_recipe(name: str, size: str, device: str) -> Row:
         "drawn_std": expected.double().std().item(),
         "bit_identical": all(same for same, _ in drawn),
         "identical_calls": [same for same, _ in drawn],
-        # How often PyTorch gave its cache back to find memory, and how often it found none.
-        "flushes": after.flushes - before.flushes,
-        "ooms": after.ooms - before.ooms,
+        "calls_s": [seconds for _, seconds in drawn],
+        # How often PyTorch gave its cache back to find memory in each call, and how often it found
+        # none.
+        "flushes": [b.flushes - a.flushes for a, b in itertools.pairwise(tallies)],
+        "ooms": [b.ooms - a.ooms for a, b in itertools.pairwise(tallies)],
     }
     return row | {"status": verdict(row)}
 

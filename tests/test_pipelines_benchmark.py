@@ -57,6 +57,7 @@ def test_a_tiny_recipe_streams_and_draws_what_the_unswapped_pipeline_draws(name:
     assert row["denoiser_streamed_share"] >= 0.5
     assert row["drawn_std"] > 0.05
     assert all(row["runs"].values()), "a component did not run"
+    assert len(row["calls_s"]) == len(row["flushes"]) == len(row["ooms"]) == 6
     assert all(seconds > 0 for seconds in row["phases_s"].values())
     assert row["swapped_phases_s"].keys() == row["phases_s"].keys()
     assert 0 < sum(row["swapped_phases_s"].values()) < 10 * row["call_s"]
