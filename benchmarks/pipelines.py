@@ -99,11 +99,13 @@ def _watched_call(
             if reads_memory:
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
+        mallocs = _mallocs() if is_gpu else 0
         begin = time.perf_counter()
         output = call(*args, **kwargs)
         if is_gpu:
             torch.cuda.synchronize()
         part.seconds += time.perf_counter() - begin
+        part.mallocs += _mallocs() - mallocs if is_gpu else 0
         part.last = sum(other.runs for other in parts.values())
         part.first = part.first if part.runs else part.last
         part.runs += 1
@@ -115,6 +117,11 @@ def _watched_call(
         return output
 
     return run
+
+
+def _mallocs() -> int:
+    """Return how often PyTorch has asked the driver for memory."""
+    return int(torch.cuda.memory_stats()["num_device_alloc"])
 
 
 def run_recipe(name: str, size: str, device: str) -> Row:
@@ -172,6 +179,7 @@ def run_recipe(name: str, size: str, device: str) -> Row:
         "link_gb_per_s": link,
         "phases_s": {n: part.seconds for n, part in parts.items()},
         "swapped_phases_s": {n: part.seconds for n, part in swapped.items()},
+        "swapped_mallocs": {n: part.mallocs for n, part in swapped.items()},
         "runs": {n: part.runs for n, part in parts.items()},
         "weight_bytes": {n: part.weight_bytes for n, part in parts.items()},
         "activation_bytes": {n: part.activation_bytes for n, part in parts.items()},
