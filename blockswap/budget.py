@@ -204,7 +204,7 @@ class Budget:
         if learned.plan is None:
             return False
         if self._others is not None:
-            return not self._is_short(learned, self.grants(learned, small_bytes))
+            return not self.is_short(learned, small_bytes)
         now = self._memory.reading()
         return now is None or now.pool + now.unused >= bytes_of(learned.plan) + small_bytes
 
@@ -212,6 +212,10 @@ class Budget:
         """Whether a plan that was made for another input shape leaves this one enough room."""
         pairs = self._with(self.grants(learned, small_bytes))
         return not any(bound.room.is_short(left - bytes_of(plan), 0) for bound, left in pairs)
+
+    def is_short(self, learned: Learned, small_bytes: int) -> bool:
+        """Whether the plan that was made takes more than there is now."""
+        return self._is_short(learned, self.grants(learned, small_bytes))
 
     def is_outdated(self, learned: Learned, small_bytes: int) -> bool:
         """Whether a plan that was made at another time is not to be installed as it is."""

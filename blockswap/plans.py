@@ -228,11 +228,14 @@ class Plans:
     def _install_own(self, learned: Learned) -> None:
         """Install an input shape's plan; anew if it was made for another time's room."""
         self._loan = None
+        small_bytes = self._state.small_bytes
         is_ready = learned.stage is Stage.READY  # else it is being timed under its plan
-        if is_ready and self.budget.is_outdated(learned, self._state.small_bytes):
+        if is_ready and self.budget.is_outdated(learned, small_bytes):
             self._renew(learned)
-        else:
-            self.install(learned)
+            return
+        if not is_ready and self.budget.is_short(learned, small_bytes):
+            self.make(learned)  # it was made before this step's input was there
+        self.install(learned)
 
     def _loan_for(self, learned: Learned) -> Loan | None:
         """Return the terms on which an input shape runs under what is installed; None: not."""

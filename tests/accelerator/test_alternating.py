@@ -19,6 +19,7 @@ from tests.accelerator.test_sessions import STEPS, Chain
 pytestmark = pytest.mark.usefixtures("base")
 MIB = 2**20
 ROWS = (4, 6)
+MANY_ROWS = 2048  # 4 MiB for each activation
 
 
 def inputs(rows: int) -> torch.Tensor:
@@ -35,16 +36,16 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 class Alternating:
-    """A session of a model that two shapes run through in turns."""
+    """A session of a model that shapes run through in turns."""
 
     def __init__(self, base: int) -> None:
         self.model = Chain(WIDTHS, seed=3)
-        self.expected = {rows: self.model(inputs(rows)) for rows in ROWS}
+        self.expected = {rows: self.model(inputs(rows)) for rows in (*ROWS, MANY_ROWS)}
         self.session = blockswap.attach(self.model, device="fake", vram=base + 36 * MIB, check=True)
 
-    def learn(self) -> None:
+    def learn(self, *shapes: int) -> None:
         for _ in range(2 * STEPS):
-            self.step(*ROWS)
+            self.step(*shapes)
         assert self.session.state == "ready"
 
     def step(self, *shapes: int) -> None:
@@ -64,7 +65,7 @@ def alternating(accelerator: ModuleType, base: int) -> Iterator[Alternating]:
 @pytest.fixture
 def learned(alternating: Alternating) -> Alternating:
     """Both shapes are known."""
-    alternating.learn()
+    alternating.learn(*ROWS)
     return alternating
 
 
@@ -143,3 +144,28 @@ def test_a_step_of_another_shape_does_not_count_as_an_earlier_one_of_the_shape_t
             settling += any(it.stage is Stage.SETTLE for it in known.values())
             assert all(it.earlier_times is None for it in known.values())
     assert settling
+
+
+def test_a_shape_that_needs_more_than_the_other_leaves_never_runs_out_of_memory(
+    alternating: Alternating,
+) -> None:
+    """Its plan is made in a step of the other shape, whose input is small."""
+    for _ in range(2 * STEPS):
+        for rows in (ROWS[0], MANY_ROWS):
+            alternating.step(rows)
+            report = alternating.session.report()
+            assert report.ooms == 0 and report.peak_device_bytes <= report.cap_bytes
+    assert report.state == "ready" and report.resident_bytes > 0
+
+
+def test_a_shape_that_the_plan_of_the_other_leaves_too_little_has_its_own_installed(
+    alternating: Alternating,
+) -> None:
+    for rows in (MANY_ROWS, ROWS[0]):
+        for _ in range(2 * STEPS):
+            alternating.step(rows)
+    alone = alternating.session.report()
+    alternating.step(MANY_ROWS)
+    report = alternating.session.report()
+    assert report.state == alone.state == "ready"
+    assert report.ooms == 0 and report.resident_bytes < alone.resident_bytes
