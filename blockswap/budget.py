@@ -219,17 +219,12 @@ class Budget:
 
     def is_outdated(self, learned: Learned, small_bytes: int) -> bool:
         """Whether a plan that was made at another time is not to be installed as it is."""
-        if learned.plan is None:
-            return False
-        now, used = self.grants(learned, small_bytes), bytes_of(learned.plan)
-        then = learned.granted.least
-        if then is None:
-            return False
-        is_roomy = all(
-            bound.room.is_roomy(granted - used, then - used) for bound, granted in self._with(now)
-        )
-        wants_more = learned.plan.streamed_bytes > 0
-        return (wants_more and is_roomy) or self._is_short(learned, now)
+        now = self.grants(learned, small_bytes)
+        return self._is_roomy(learned, now) or self._is_short(learned, now)
+
+    def has_grown_for(self, learned: Learned, small_bytes: int) -> bool:
+        """Whether there is so much more room now than a plan was made for that it could grow."""
+        return self._is_roomy(learned, self.grants(learned, small_bytes))
 
     # ---------------------------------------------------------------------------------------------
 
@@ -240,6 +235,15 @@ class Budget:
         """Return each bound with what it leaves."""
         pairs = (self._cap, granted.cap), (self._others, granted.others)
         return [(bound, left) for bound, left in pairs if bound is not None and left is not None]
+
+    def _is_roomy(self, learned: Learned, now: Grants) -> bool:
+        then = learned.granted.least
+        if learned.plan is None or then is None or not learned.plan.streamed_bytes:
+            return False
+        used = bytes_of(learned.plan)
+        return all(
+            bound.room.is_roomy(granted - used, then - used) for bound, granted in self._with(now)
+        )
 
     def _is_short(self, learned: Learned, now: Grants) -> bool:
         then = learned.granted.least

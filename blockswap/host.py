@@ -34,6 +34,7 @@ class Host:
     Attributes:
         image_bytes: of each leaf's image.
         pinner: knows what is pinned, the ring included.
+        arrangement: how often images have moved since.
         bounce_bytes: the ring through which pageable images pass; 0: there is none.
     """
 
@@ -42,7 +43,7 @@ class Host:
         self._device = device
         self._limit = limit
         self.pinner = _C.Pinner(device) if limit is None else _C.Pinner(device, limit)
-        self.bounce_bytes = 0
+        self.bounce_bytes = self.arrangement = 0
         self.image_bytes = [binding.leaf_bytes(leaf) for leaf in range(binding.num_leaves)]
         chunk_bytes = CHUNK_BYTES if limit is None else min(CHUNK_BYTES, limit // CHUNK_SHARE)
         self._layout, chunks, total = _C.HostArena.make_layout(self.image_bytes, chunk_bytes)
@@ -142,6 +143,7 @@ class Host:
                 groups.append(self._moves(sorted(group, key=runs_at.__getitem__)))
             begin = end + 1
         if groups:
+            self.arrangement += 1  # first: whatever breaks the next line off
             self._binding.rearrange(self.arena, groups)
 
     def _may_move(self, group: Sequence[int]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from blockswap import _C
 
@@ -27,6 +27,22 @@ def missing_bytes(plan: _C.Plan, installed: _C.Plan, bytes_of_leaf: Sequence[int
     """
     missing = _resident_leaves(plan) - _resident_leaves(installed)
     return int(plan.ring_bytes) + sum(bytes_of_leaf[leaf] for leaf in missing)
+
+
+def is_one_run(plan: _C.Plan, order: Sequence[int], follows: Callable[[int, int], bool]) -> bool:
+    """Whether the images of each streamed piece lie behind each other: one copy takes them.
+
+    Args:
+        plan: of the leaves in this order.
+        order: leaf numbers.
+        follows: whether one leaf's image lies right behind another's.
+    """
+    return all(
+        follows(order[leaf], order[leaf - 1])
+        for piece in plan.pieces
+        if not piece.resident
+        for leaf in range(piece.first_leaf + 1, piece.end_leaf)
+    )
 
 
 def _resident_leaves(plan: _C.Plan) -> set[int]:

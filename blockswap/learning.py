@@ -101,6 +101,7 @@ class Learned:
         step_bytes: how much of it came in the step.
         step_reserved_bytes: the same with what it cached.
         granted: what there was for the plan.
+        arrangement: how often images had been moved when it was made.
         spare_bytes: what is kept free on top, since memory was out once.
     """
 
@@ -125,6 +126,7 @@ class Learned:
     step_reserved_bytes: int = 0
     spare_bytes: int = 0
     granted: Grants = NOTHING_GRANTED
+    arrangement: int = 0
     plan: _C.Plan | None = None
     request: _C.PlanRequest | None = None
     disordered_steps: int = 0
@@ -141,6 +143,10 @@ class Learned:
         One of the steps under the first plan is not: its time tells what measuring costs.
         """
         return self.stage is not Stage.SETTLE or done != self.settling_steps - 2
+
+    def is_last_next(self) -> bool:
+        """Whether the next step is the stage's last one, which begins with an idle device."""
+        return self.stage is Stage.SETTLE and self.steps == self.settling_steps - 1
 
     def is_paced_by_host(self) -> bool:
         """Whether the host needs most of a step's time to issue it, by one that was not measured.
@@ -176,6 +182,13 @@ class Learned:
         """Memory was out: learn anew, and if it was so under a plan, keep more free than before."""
         if self.plan is not None:
             self.spare_bytes += max(LEAST_SPARE_BYTES, self.step_bytes // SPARE_SHARE)
+        self.seconds.clear()
+        self.enter(Stage.TRACE)
+
+    def forget_order(self) -> None:
+        """Steps keep running otherwise than learned: learn anew."""
+        self.relearned += 1
+        self.disordered_steps = 0
         self.seconds.clear()
         self.enter(Stage.TRACE)
 

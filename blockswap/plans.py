@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from blockswap import _C
 from blockswap.budget import Budget, bytes_of
 from blockswap.errors import CapError, DeviceError
-from blockswap.kept import are_alike, missing_bytes
+from blockswap.kept import are_alike, is_one_run, missing_bytes
 from blockswap.learning import Learned, Stage
 from blockswap.link import Link
 from blockswap.loan import Loan
 from blockswap.model_state import ModelState
 from blockswap.request import Requests
 from blockswap.sizes import format_bytes
+from blockswap.totals import Totals
 
 logger = logging.getLogger("blockswap")
 
 MOST_TRIES = 3  # to install a plan while others take memory
 WORTH_INSTALLING = 0.995  # a refined plan replaces the running one when it is this much shorter
-
-
-@dataclass
-class Totals:
-    """What happened since attach.
-
-    Attributes:
-        mispredicted, refetched: pieces, under the plans before the installed one.
-        sheds, growths: plans for less, for more memory, since it was taken or left.
-        ooms: forwards that PyTorch ended for lack of memory.
-        rungs: how often each rung of the ladder was taken then.
-    """
-
-    mispredicted: int = 0
-    refetched: int = 0
-    sheds: int = 0
-    growths: int = 0
-    ooms: int = 0
-    rungs: Counter[str] = field(default_factory=Counter)
 
 
 class Plans:
@@ -131,7 +111,7 @@ class Plans:
                 logger.info("others leave %s: %s", format_bytes(max(0, others or 0)), str(error))
             return False
         learned.plan, learned.request = made
-        learned.granted = granted
+        learned.granted, learned.arrangement = granted, self._state.host.arrangement
         self._has_planned = True
         return True
 
@@ -176,21 +156,24 @@ class Plans:
 
     def switch(self, learned: Learned) -> None:
         """Go on with another input shape: under the plan that is there, or under its own."""
+        if not self._is_whole(learned) and not self.make(learned):
+            learned.plan = learned.request = None
+            self.stream(learned.order, learned)
+            return
         _C.predict(learned.plan, learned.request)  # others may have run under it
         self._loan = self._loan_for(learned)
-        is_there = self.is_placed and self.plan is learned.plan
-        if self._loan is not None or is_there:
-            self.request = learned.request
-        if self._loan is None and is_there and learned.stage is Stage.READY:
-            self.follow(learned)
-        elif self._loan is None:
+        is_there = self.is_placed and self._owner is learned and self.plan is learned.plan
+        if self._loan is None and (not is_there or self._is_too_large(learned)):
             self._install_own(learned)
+            return
+        self.request = learned.request
+        if self._loan is None and learned.stage is Stage.READY:
+            self.follow(learned)
 
     def follow(self, learned: Learned) -> None:
         """Plan anew if others have taken room, or left more, since the plan was made."""
         if self._loan is not None:
-            fits = self.budget.fits(self.plan, learned, self._state.small_bytes)
-            if not fits or not self._loan.pay():
+            if not self._lends_to(learned) or not self._loan.pay():
                 self._install_own(learned)
             return
         # Another one runs where this one found no memory, and where a block was called alone.
@@ -215,7 +198,9 @@ class Plans:
         if not self.make(learned) or learned.plan is None:
             return
         _C.predict(running, learned.request)
-        if learned.plan.predicted_seconds < WORTH_INSTALLING * running.predicted_seconds:
+        is_large = bytes_of(learned.plan) < bytes_of(running) and not self._leaves_room(learned)
+        limit = WORTH_INSTALLING * running.predicted_seconds
+        if is_large or learned.plan.predicted_seconds < limit:
             self.install(learned)
         else:
             learned.plan, self.request = running, learned.request
@@ -228,14 +213,18 @@ class Plans:
     def _install_own(self, learned: Learned) -> None:
         """Install an input shape's plan; anew if it was made for another time's room."""
         self._loan = None
-        small_bytes = self._state.small_bytes
         is_ready = learned.stage is Stage.READY  # else it is being timed under its plan
-        if is_ready and self.budget.is_outdated(learned, small_bytes):
+        if is_ready and self.budget.is_outdated(learned, self._state.small_bytes):
             self._renew(learned)
             return
-        if not is_ready and self.budget.is_short(learned, small_bytes):
-            self.make(learned)  # it was made before this step's input was there
+        if self._is_too_large(learned):
+            self.make(learned)
         self.install(learned)
+
+    def _is_too_large(self, learned: Learned) -> bool:
+        """Whether a plan that is being timed was made before its step's input was there."""
+        is_timed = learned.stage is Stage.SETTLE
+        return is_timed and self.budget.is_short(learned, self._state.small_bytes)
 
     def _loan_for(self, learned: Learned) -> Loan | None:
         """Return the terms on which an input shape runs under what is installed; None: not."""
@@ -247,12 +236,30 @@ class Plans:
         is_planned = have_plans and owner.plan is self.plan  # or it found no memory for that
         if not is_planned or (self.order, owner.runs) != (learned.order, learned.runs):
             return None
-        if not self.budget.fits(self.plan, learned, self._state.small_bytes):
+        if not self._leaves_room(learned):
             return None
         own_seconds = own.predicted_seconds
         _C.predict(self.plan, learned.request)
         loss = max(0.0, self.plan.predicted_seconds - own_seconds)
         return Loan(loss, lambda: self._install_seconds(own))
+
+    def _leaves_room(self, learned: Learned) -> bool:
+        return self.budget.fits(self.plan, learned, self._state.small_bytes)
+
+    def _lends_to(self, learned: Learned) -> bool:
+        """Whether the installed plan may stay: there is room, and no more to gain than was then."""
+        gains = self.plan.streamed_bytes > 0
+        more = gains and self.budget.has_grown_for(learned, self._state.small_bytes)
+        return self._leaves_room(learned) and not more
+
+    def _is_whole(self, learned: Learned) -> bool:
+        """Whether each piece of its plan is one run of images; another order moves them."""
+        host = self._state.host
+        if learned.arrangement != host.arrangement:
+            if not is_one_run(learned.plan, learned.order, host.follows):
+                return False
+            learned.arrangement = host.arrangement
+        return True
 
     def _install_seconds(self, plan: _C.Plan) -> float:
         """Return how long the link takes for what a plan keeps and the installed one does not."""

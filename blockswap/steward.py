@@ -23,12 +23,13 @@ from blockswap.learning import (
     with_strangers,
 )
 from blockswap.model_state import ModelState
-from blockswap.plans import Plans, Totals
+from blockswap.plans import Plans
 from blockswap.refine import refine
 from blockswap.relief import Relief
 from blockswap.report import Report, State, Timeline
 from blockswap.step_memory import OTHER_ALGORITHM, StepMemory
 from blockswap.telling import make_report, make_timeline, pageable_note
+from blockswap.totals import Totals
 
 logger = logging.getLogger("blockswap")
 
@@ -58,7 +59,7 @@ class Steward:
         self.steps = 0
         self._learned: dict[Hashable, Learned] = {}
         self._key: Hashable = None
-        self._seen = self._steps_of_plan = 0  # mispredictions so far; steps under the plan
+        self._steps_of_plan = self._seen = 0  # mispredictions before the step
         self._usually_missed: int | None = None  # mispredictions in a step under the plan
         self._completed = False
         self._is_alone = False  # a block runs outside its model's forward
@@ -152,6 +153,9 @@ class Steward:
         elif self.is_ready:
             self.plans.follow(self.learned)
         self.runs = []
+        self._seen = self.state.engine.counters.mispredicted
+        if self._is_interleaved and self.learned.is_last_next():
+            self.state.engine.step_seconds()  # waits for the other shape's step
         self.state.engine.measure(self._measures())
         self._steps_of_plan += 1
         is_capped = self.state.config.vram_bytes is not None
@@ -289,23 +293,20 @@ class Steward:
 
     def _watch_order(self, learned: Learned) -> None:
         """Learn anew when steps keep running otherwise than planned."""
-        now = self.state.engine.counters.mispredicted
-        missed, self._seen = now - self._seen, now
+        if self._steps_of_plan < 2:
+            return  # nothing had been fetched ahead of it
+        missed = self.state.engine.counters.mispredicted - self._seen
         if self._usually_missed is None:  # a leaf that runs again later is missed every time
             self._usually_missed = missed
-        learned.disordered_steps = (
-            learned.disordered_steps + 1 if missed > self._usually_missed else 0
-        )
+        is_off = missed > self._usually_missed
+        learned.disordered_steps = learned.disordered_steps + 1 if is_off else 0
         if learned.disordered_steps >= RELEARN_AFTER and learned.relearned < MAX_RELEARNED:
             logger.info("pieces run in another order than planned: learning it anew")
-            learned.relearned += 1
-            learned.disordered_steps = 0
-            learned.seconds.clear()
-            learned.enter(Stage.TRACE)
+            learned.forget_order()
             self.plans.stream(learned.order, learned)
 
     def _installed(self) -> None:
-        self._seen, self._usually_missed = 0, None
+        self._usually_missed = None
         self._steps_of_plan = 0
         self._on_install()
 

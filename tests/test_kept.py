@@ -6,7 +6,7 @@ import pytest
 from plan_requests import measured_request
 
 from blockswap import _C
-from blockswap.kept import are_alike, missing_bytes
+from blockswap.kept import are_alike, is_one_run, missing_bytes
 
 
 @pytest.mark.parametrize("keeps", [(), (0, 2), (0, 1, 2)])
@@ -41,3 +41,10 @@ def test_plans_whose_rings_or_residents_differ_are_not_alike() -> None:
     larger = keeping((0, 2))
     larger.ring_bytes += 256
     assert not are_alike(plan, larger)
+
+
+def test_a_streamed_piece_is_one_run_of_images_until_others_lie_between_them() -> None:
+    pieces = [_C.Piece(first_leaf=0, end_leaf=2), _C.Piece(first_leaf=2, end_leaf=4, resident=True)]
+    plan = _C.Plan(pieces=pieces)
+    assert is_one_run(plan, [3, 4, 0, 9], lambda leaf, before: leaf == before + 1)
+    assert not is_one_run(plan, [3, 5, 0, 1], lambda leaf, before: leaf == before + 1)
