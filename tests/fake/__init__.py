@@ -1,7 +1,8 @@
 """The fake accelerator: a torch device named "fake" for tests without a GPU.
 
-Streams are threads, events are real, memory has a limit, operators run later than they are called. What
-is a race on a GPU is a race here, and the delays below make it show.
+Streams are threads, events are real, memory has a limit and, where a test wants it, a cache like CUDA's;
+operators run later than they are called. What is a race on a GPU is a race here, and the delays below
+make it show.
 
     from tests import fake
     device_module = fake.load()          # builds once, then quick; also torch.fake

@@ -136,51 +136,55 @@ class FakeDeviceModule(ModuleType):
             self.set_per_process_memory_fraction(1.0, index)
             self.set_stream(self.default_stream(index))
             self.reset_peak_memory_stats(index)
+        self._extension.keep_freed(False)
         self.set_device(0)
         self.clear_sync_fallbacks()
 
     # --- memory ----------------------------------------------------------------------------------
 
+    def _use(self, device: Any) -> Any:
+        return self._extension.memory_use(self._index(device))
+
     def memory_allocated(self, device: Any = None) -> int:
-        return int(self._extension.used_bytes(self._index(device)))
+        return int(self._use(device).used_bytes)
 
     def max_memory_allocated(self, device: Any = None) -> int:
-        return int(self._extension.peak_bytes(self._index(device)))
+        return int(self._use(device).peak_bytes)
 
     def memory_reserved(self, device: Any = None) -> int:
-        """The same as allocated: nothing is cached."""
-        return self.memory_allocated(device)
+        """The same as allocated unless `cached`."""
+        return int(self._use(device).reserved_bytes)
 
     def max_memory_reserved(self, device: Any = None) -> int:
-        return self.max_memory_allocated(device)
+        return int(self._use(device).peak_reserved_bytes)
 
     def memory_stats(self, device: Any = None) -> dict[str, int]:
-        used, peak = self.memory_allocated(device), self.max_memory_allocated(device)
-        return {
-            f"{kind}_bytes.all.{when}": value
-            for kind in ("allocated", "reserved", "active")
-            for when, value in (("current", used), ("peak", peak))
+        nested = self.memory_stats_as_nested_dict(device)
+        flat = {k: nested.pop(k) for k in ("num_alloc_retries", "num_ooms")}
+        kinds = {"active_bytes": nested["allocated_bytes"]} | nested
+        return flat | {
+            f"{k}.all.{when}": n for k, v in kinds.items() for when, n in v["all"].items()
         }
 
     def memory_stats_as_nested_dict(self, device: Any = None) -> dict[str, Any]:
         """What sessions read of CUDA's: bytes held now, and counts since the process began."""
-        used, peak = self.memory_allocated(device), self.max_memory_allocated(device)
-        held = {"all": {"current": used, "peak": peak}}
-        ooms = int(self._extension.num_ooms(self._index(device)))
-        counts = {"num_alloc_retries": 0, "num_ooms": ooms}
-        return {"allocated_bytes": held, "reserved_bytes": held} | counts
+        use = self._use(device)
+        allocated = {"all": {"current": use.used_bytes, "peak": use.peak_bytes}}
+        reserved = {"all": {"current": use.reserved_bytes, "peak": use.peak_reserved_bytes}}
+        counts = {"num_alloc_retries": use.num_retries, "num_ooms": use.num_ooms}
+        return {"allocated_bytes": allocated, "reserved_bytes": reserved} | counts
 
     def reset_peak_memory_stats(self, device: Any = None) -> None:
         self._extension.reset_peak(self._index(device))
 
     def mem_get_info(self, device: Any = None) -> tuple[int, int]:
         """Free and total bytes, where total is the limit."""
-        ours = int(self._extension.limit_bytes(self._index(device)))
+        ours = int(self._use(device).limit_bytes)
         others = self._others.get(self._index(device), 0)
-        return max(0, ours - self.memory_allocated(device)), ours + others
+        return max(0, ours - self.memory_reserved(device)), ours + others
 
     def empty_cache(self) -> None:
-        pass
+        self._extension.empty_cache()
 
     def get_per_process_memory_fraction(self, device: Any = None) -> float:
         return self._shares.get(self._index(device), 1.0)
@@ -197,6 +201,19 @@ class FakeDeviceModule(ModuleType):
         limit = self._extension.default_limit_bytes if limit_bytes is None else limit_bytes
         self._others.pop(self._index(device), None)
         self._extension.set_limit(self._index(device), limit)
+
+    @contextlib.contextmanager
+    def cached(self) -> Iterator[None]:
+        """Keep what is freed reserved, as CUDA's allocator does, for all devices and threads."""
+        self._extension.keep_freed(True)
+        try:
+            yield
+        finally:
+            self._extension.keep_freed(False)
+
+    def cached_pieces(self, device: Any = None) -> list[tuple[int, int, int, bool]]:
+        """Segment, place, bytes and whether it is free, for each piece of what is `cached`."""
+        return list(self._extension.cached_pieces(self._index(device)))
 
     def others(self, device: Any = None) -> int:
         """What other programs hold."""

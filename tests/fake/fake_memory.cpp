@@ -3,7 +3,6 @@
 #include "fake_poison.h"
 #include "fake_streams.h"
 
-#include <ATen/core/CachingHostAllocator.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -11,38 +10,39 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
 namespace fake {
 namespace {
 
-size_t round_up(size_t bytes) {
-  return (bytes + kAlignmentBytes - 1) / kAlignmentBytes * kAlignmentBytes;
-}
-
-Quarantine& quarantine() {
-  static auto* instance = new Quarantine;  // leaked: workers may free while the process exits
-  return *instance;
-}
+// What an allocation counts as, and its place if it comes from the cache.
+struct Room {
+  int64_t bytes;
+  std::optional<uint64_t> place;
+};
 
 // Owns one allocation's bytes. Shared by its DataPtr and the tasks that hold it.
 struct Block {
-  Block(int on_device, size_t size)
-      : device(on_device), bytes(size), address(allocate_poisoned(size)) {}
-  ~Block() { quarantine().add(address, bytes); }
+  Block(int on_device, size_t size, Room its_room)
+      : device(on_device), bytes(size), room(its_room), address(allocate_poisoned(size)) {}
+  ~Block() { Quarantine::of_process().add(address, bytes); }
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
 
   const int device;
   const size_t bytes;
+  const Room room;
   void* const address;
 };
 
 struct Accounts {
   std::mutex mutex;
   std::map<uintptr_t, std::shared_ptr<Block>> blocks;  // by first address
-  MemoryUse use[kNumDevices] = {{0, 0, kDefaultLimitBytes}, {0, 0, kDefaultLimitBytes}};
+  MemoryUse use[kNumDevices];
+  Cache caches[kNumDevices];
+  bool keeps_freed = false;
   OutOfMemoryCallback on_out_of_memory;
   std::vector<OutOfMemoryObserver> observers;
   int64_t num_allocations = 0;
@@ -50,7 +50,7 @@ struct Accounts {
 };
 
 Accounts& accounts() {
-  static auto* instance = new Accounts;  // leaked, as above
+  static auto* instance = new Accounts;  // leaked: workers may free while the process exits
   return *instance;
 }
 
@@ -65,15 +65,56 @@ std::shared_ptr<Block> find_block(const void* address) {
   return key < begin + block->bytes ? block : nullptr;
 }
 
-bool try_reserve(int device, int64_t bytes) {
-  std::lock_guard lock(accounts().mutex);
+// pre: the accounts are locked, as for the next two.
+void give_back_locked(int device) {
+  const auto given = static_cast<int64_t>(accounts().caches[device].give_back());
+  accounts().use[device].reserved_bytes -= given;
+}
+
+bool try_grow_locked(int device, size_t bytes) {
   MemoryUse& use = accounts().use[device];
-  if (use.used_bytes + bytes > std::min(use.limit_bytes, use.share_bytes)) {
+  const int64_t grown = use.reserved_bytes + static_cast<int64_t>(bytes);
+  if (grown > std::min(use.limit_bytes, use.share_bytes)) {
     return false;
   }
-  use.used_bytes += bytes;
-  use.peak_bytes = std::max(use.peak_bytes, use.used_bytes);
+  use.reserved_bytes = grown;
+  use.peak_reserved_bytes = std::max(use.peak_reserved_bytes, grown);
   return true;
+}
+
+std::optional<uint64_t> try_place_locked(int device, size_t bytes) {
+  Cache& cache = accounts().caches[device];
+  const int64_t stream = current_stream(device);
+  if (auto place = cache.try_take(bytes, stream)) {
+    return place;
+  }
+  const size_t segment_bytes = Cache::segment_bytes(bytes);
+  if (!try_grow_locked(device, segment_bytes)) {
+    ++accounts().use[device].num_retries;
+    give_back_locked(device);
+    if (!try_grow_locked(device, segment_bytes)) {
+      return std::nullopt;
+    }
+  }
+  return cache.take_new(bytes, stream);
+}
+
+std::optional<Room> try_reserve(int device, size_t bytes) {
+  std::lock_guard lock(accounts().mutex);
+  Room room{static_cast<int64_t>(bytes), std::nullopt};
+  if (accounts().keeps_freed) {
+    room.place = try_place_locked(device, bytes);
+    if (!room.place) {
+      return std::nullopt;
+    }
+    room.bytes = static_cast<int64_t>(accounts().caches[device].bytes_of(*room.place));
+  } else if (!try_grow_locked(device, bytes)) {
+    return std::nullopt;
+  }
+  MemoryUse& use = accounts().use[device];
+  use.used_bytes += room.bytes;
+  use.peak_bytes = std::max(use.peak_bytes, use.used_bytes);
+  return room;
 }
 
 [[noreturn]] void out_of_memory(int device, size_t bytes, const char* why) {
@@ -89,7 +130,8 @@ bool try_reserve(int device, int64_t bytes) {
   }
   TORCH_CHECK_WITH(OutOfMemoryError, false, "fake out of memory", why, ". Tried to allocate ",
                    bytes, " bytes on device ", device, ": ", use.used_bytes, " of ",
-                   std::min(use.limit_bytes, use.share_bytes), " bytes are in use");
+                   std::min(use.limit_bytes, use.share_bytes), " bytes are in use, and ",
+                   use.reserved_bytes - use.used_bytes, " cached");
 }
 
 bool is_failing() {
@@ -101,8 +143,8 @@ void* device_malloc(int device, size_t bytes) {
   if (is_failing()) {
     out_of_memory(device, bytes, ", as the test wants it");
   }
-  const auto reserved_bytes = static_cast<int64_t>(bytes);
-  while (!try_reserve(device, reserved_bytes)) {
+  std::optional<Room> room;
+  while (!(room = try_reserve(device, bytes))) {
     OutOfMemoryCallback callback;
     {
       std::lock_guard lock(accounts().mutex);
@@ -112,7 +154,7 @@ void* device_malloc(int device, size_t bytes) {
       out_of_memory(device, bytes, "");
     }
   }
-  auto block = std::make_shared<Block>(device, bytes);
+  auto block = std::make_shared<Block>(device, bytes, *room);
   std::lock_guard lock(accounts().mutex);
   accounts().blocks[reinterpret_cast<uintptr_t>(block->address)] = block;
   return block->address;
@@ -130,7 +172,16 @@ void device_free(void* address) {
   }
   block = std::move(found->second);
   accounts().blocks.erase(found);
-  accounts().use[block->device].used_bytes -= static_cast<int64_t>(block->bytes);
+  MemoryUse& use = accounts().use[block->device];
+  use.used_bytes -= block->room.bytes;
+  if (!block->room.place) {
+    use.reserved_bytes -= block->room.bytes;
+    return;
+  }
+  accounts().caches[block->device].put(*block->room.place);
+  if (!accounts().keeps_freed) {
+    give_back_locked(block->device);
+  }
 }
 
 struct DeviceAllocator final : c10::DeviceAllocator {
@@ -145,15 +196,19 @@ struct DeviceAllocator final : c10::DeviceAllocator {
     std::memcpy(to, from, bytes);
   }
   bool initialized() override { return true; }
-  void emptyCache(c10::MempoolId_t /*pool*/) override {}
+  void emptyCache(c10::MempoolId_t /*pool*/) override { empty_cache(); }
   void recordStream(const c10::DataPtr& /*data*/, c10::Stream /*stream*/) override {}  // see hold()
   c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex device) override {
     c10::CachingDeviceAllocator::DeviceStats stats;
     const MemoryUse use = memory_use(device);
-    for (auto* array : {&stats.allocated_bytes, &stats.reserved_bytes, &stats.active_bytes}) {
+    for (auto* array : {&stats.allocated_bytes, &stats.active_bytes}) {
       (*array)[0].current = use.used_bytes;
       (*array)[0].peak = use.peak_bytes;
     }
+    stats.reserved_bytes[0].current = use.reserved_bytes;
+    stats.reserved_bytes[0].peak = use.peak_reserved_bytes;
+    stats.num_alloc_retries = use.num_retries;
+    stats.num_ooms = use.num_ooms;
     return stats;
   }
   void resetAccumulatedStats(c10::DeviceIndex /*device*/) override {}
@@ -161,56 +216,13 @@ struct DeviceAllocator final : c10::DeviceAllocator {
   // Not marked override: not every supported PyTorch declares it.
   std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex device) {
     const MemoryUse use = memory_use(device);
-    return {static_cast<size_t>(std::max<int64_t>(0, use.limit_bytes - use.used_bytes)),
+    return {static_cast<size_t>(std::max<int64_t>(0, use.limit_bytes - use.reserved_bytes)),
             static_cast<size_t>(use.limit_bytes)};
   }
 };
 
 DeviceAllocator device_allocator_instance;
 REGISTER_ALLOCATOR(c10::kPrivateUse1, &device_allocator_instance);
-
-// Pinned host memory: plain memory whose addresses are remembered. PyTorch asks for it in
-// tensor.to("cpu", non_blocking=True) and pin_memory().
-struct PinnedAllocator final : at::HostAllocator {
-  static std::mutex& mutex() {
-    static auto* instance = new std::mutex;  // leaked, as above
-    return *instance;
-  }
-  static std::map<uintptr_t, size_t>& ranges() {
-    static auto* instance = new std::map<uintptr_t, size_t>;
-    return *instance;
-  }
-  static void release(void* address) {
-    if (address != nullptr) {
-      std::lock_guard lock(mutex());
-      ranges().erase(reinterpret_cast<uintptr_t>(address));
-      std::free(address);
-    }
-  }
-  at::DataPtr allocate(size_t bytes) override {
-    void* address = bytes == 0 ? nullptr : allocate_poisoned(round_up(bytes));
-    if (address != nullptr) {
-      std::lock_guard lock(mutex());
-      ranges()[reinterpret_cast<uintptr_t>(address)] = round_up(bytes);
-    }
-    return {address, address, &release, c10::Device(c10::kCPU)};
-  }
-  at::DeleterFnPtr raw_deleter() const override { return &release; }
-  void copy_data(void* to, const void* from, size_t bytes) const override {
-    std::memcpy(to, from, bytes);
-  }
-  // Nothing to remember: a copy's task owns the host storage until it ran.
-  bool record_event(void* /*address*/, void* /*context*/, c10::Stream /*stream*/) override {
-    return true;
-  }
-  void empty_cache() override {}
-  at::HostStats get_stats() override { return {}; }
-  void reset_accumulated_stats() override {}
-  void reset_peak_stats() override {}
-};
-
-PinnedAllocator pinned_allocator_instance;
-REGISTER_HOST_ALLOCATOR(c10::DeviceType::PrivateUse1, &pinned_allocator_instance)
 
 }  // namespace
 
@@ -221,7 +233,9 @@ MemoryUse memory_use(int device) {
 
 void reset_peak(int device) {
   std::lock_guard lock(accounts().mutex);
-  accounts().use[device].peak_bytes = accounts().use[device].used_bytes;
+  MemoryUse& use = accounts().use[device];
+  use.peak_bytes = use.used_bytes;
+  use.peak_reserved_bytes = use.reserved_bytes;
 }
 
 void set_limit(int device, int64_t limit_bytes) {
@@ -232,6 +246,28 @@ void set_limit(int device, int64_t limit_bytes) {
 void set_share(int device, int64_t share_bytes) {
   std::lock_guard lock(accounts().mutex);
   accounts().use[device].share_bytes = share_bytes;
+}
+
+void keep_freed(bool keeps) {
+  {
+    std::lock_guard lock(accounts().mutex);
+    accounts().keeps_freed = keeps;
+  }
+  if (!keeps) {
+    empty_cache();
+  }
+}
+
+void empty_cache() {
+  std::lock_guard lock(accounts().mutex);
+  for (int device = 0; device < kNumDevices; ++device) {
+    give_back_locked(device);
+  }
+}
+
+std::map<uint64_t, Cache::Piece> cached_pieces(int device) {
+  std::lock_guard lock(accounts().mutex);
+  return accounts().caches[device].pieces();
 }
 
 void set_out_of_memory_callback(OutOfMemoryCallback callback) {
@@ -254,7 +290,7 @@ void fail_allocation(int64_t number) {
   accounts().failing = number;
 }
 
-int64_t num_writes_after_free() { return quarantine().num_written(); }
+int64_t num_writes_after_free() { return Quarantine::of_process().num_written(); }
 
 std::shared_ptr<const void> hold(const c10::DataPtr& data) {
   return data.get_deleter() == &device_free ? find_block(data.get()) : nullptr;
@@ -266,15 +302,5 @@ int device_of(const void* address) {
 }
 
 c10::DeviceAllocator* device_allocator() { return &device_allocator_instance; }
-
-bool is_pinned(const void* address) {
-  const auto key = reinterpret_cast<uintptr_t>(address);
-  std::lock_guard lock(PinnedAllocator::mutex());
-  auto next = PinnedAllocator::ranges().upper_bound(key);
-  return next != PinnedAllocator::ranges().begin() &&
-         key < std::prev(next)->first + std::prev(next)->second;
-}
-
-c10::Allocator* pinned_allocator() { return &pinned_allocator_instance; }
 
 }  // namespace fake

@@ -6,14 +6,19 @@
 // what frees or refills it too early is the bug that the fake exists to show.
 //
 // Fresh and freed memory is filled with 0xFF: NaN as float, half and bfloat16, -1 as an integer.
-// Freed
-// blocks rest in a quarantine, so a late reader finds NaN and a late writer is found.
+// Freed blocks rest in a quarantine, so a late reader finds NaN and a late writer is found.
+//
+// What is freed goes back to the device at once, unless a test wants it kept as on CUDA
+// (fake_cache.h). Without that, what is reserved is what is used.
 #pragma once
+
+#include "fake_cache.h"
 
 #include <c10/core/CachingDeviceAllocator.h>
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 
 namespace fake {
@@ -22,10 +27,17 @@ constexpr size_t kAlignmentBytes = 512;  // sizes are rounded up to it, as on CU
 constexpr int kPoison = 0xFF;
 constexpr int64_t kDefaultLimitBytes = int64_t{64} << 30;
 
+inline size_t round_up(size_t bytes) {
+  return (bytes + kAlignmentBytes - 1) / kAlignmentBytes * kAlignmentBytes;
+}
+
 struct MemoryUse {
-  int64_t used_bytes;
-  int64_t peak_bytes;
-  int64_t limit_bytes;
+  int64_t used_bytes = 0;
+  int64_t peak_bytes = 0;
+  int64_t reserved_bytes = 0;  // the same with what is cached
+  int64_t peak_reserved_bytes = 0;
+  int64_t limit_bytes = kDefaultLimitBytes;
+  int64_t num_retries = 0;          // requests for which the cache was given back
   int64_t num_ooms = 0;             // errors thrown
   int64_t share_bytes = INT64_MAX;  // of the limit, what PyTorch may take
 };
@@ -33,6 +45,12 @@ MemoryUse memory_use(int device);
 void reset_peak(int device);
 void set_limit(int device, int64_t limit_bytes);
 void set_share(int device, int64_t share_bytes);
+
+// Whether what is freed from now on stays reserved. What was allocated before is not kept.
+void keep_freed(bool keeps);
+// Gives back, on all devices, the segments that nobody uses a part of.
+void empty_cache();
+std::map<uint64_t, Cache::Piece> cached_pieces(int device);
 
 // Called without locks when an allocation finds no room; true means that something was freed.
 using OutOfMemoryCallback = std::function<bool(int device, size_t bytes)>;

@@ -12,7 +12,9 @@
 
 #include <algorithm>
 #include <memory>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 namespace py = pybind11;
 
@@ -47,7 +49,7 @@ void attach_out_of_memory_observer(const py::object& callable) {
       [owned](int device, size_t bytes, const fake::MemoryUse& use) {
         py::gil_scoped_acquire gil;
         const int64_t allowed = std::min(use.limit_bytes, use.share_bytes);
-        (*owned)(device, bytes, allowed, use.limit_bytes - use.used_bytes);
+        (*owned)(device, bytes, allowed, use.limit_bytes - use.reserved_bytes);
       });
 }
 
@@ -80,10 +82,24 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("current_stream", &fake::current_stream);
   m.def("set_stream", &fake::set_current_stream);
 
-  m.def("used_bytes", [](int device) { return fake::memory_use(device).used_bytes; });
-  m.def("peak_bytes", [](int device) { return fake::memory_use(device).peak_bytes; });
-  m.def("limit_bytes", [](int device) { return fake::memory_use(device).limit_bytes; });
-  m.def("num_ooms", [](int device) { return fake::memory_use(device).num_ooms; });
+  py::class_<fake::MemoryUse>(m, "MemoryUse")
+      .def_readonly("used_bytes", &fake::MemoryUse::used_bytes)
+      .def_readonly("peak_bytes", &fake::MemoryUse::peak_bytes)
+      .def_readonly("reserved_bytes", &fake::MemoryUse::reserved_bytes)
+      .def_readonly("peak_reserved_bytes", &fake::MemoryUse::peak_reserved_bytes)
+      .def_readonly("limit_bytes", &fake::MemoryUse::limit_bytes)
+      .def_readonly("num_retries", &fake::MemoryUse::num_retries)
+      .def_readonly("num_ooms", &fake::MemoryUse::num_ooms);
+  m.def("memory_use", &fake::memory_use);
+  m.def("keep_freed", &fake::keep_freed);
+  m.def("empty_cache", &fake::empty_cache);
+  m.def("cached_pieces", [](int device) {
+    std::vector<std::tuple<uint64_t, uint64_t, size_t, bool>> result;
+    for (const auto& [place, piece] : fake::cached_pieces(device)) {
+      result.emplace_back(piece.segment, place, piece.bytes, piece.is_free);
+    }
+    return result;
+  });
   m.def("reset_peak", &fake::reset_peak);
   m.def("set_limit", &fake::set_limit);
   m.def("set_share", &fake::set_share);

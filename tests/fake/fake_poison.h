@@ -29,6 +29,11 @@ inline bool is_poisoned(const void* address, size_t bytes) {
 // Freed memory, still mapped: a use after free reads poison instead of killing the process.
 class Quarantine {
  public:
+  static Quarantine& of_process() {
+    static auto* instance = new Quarantine;  // leaked: workers may free while the process exits
+    return *instance;
+  }
+
   void add(void* address, size_t bytes) {
     std::memset(address, kPoison, bytes);
     std::lock_guard lock(mutex_);
