@@ -24,21 +24,21 @@ class Part:
         weight_bytes: of its parameters.
         runs: how often it was called.
         seconds: in all its calls.
-        mallocs: how often PyTorch asked the driver for memory in them.
         first: the number of its first call, among those of all components.
         last: the number of its last call.
         activation_bytes: the most that was allocated in a call beside all weights.
         reserved_bytes: the most that PyTorch reserved in a call beside all weights.
+        mallocs: how often PyTorch asked the driver for memory in its calls.
     """
 
     weight_bytes: int
     runs: int = 0
     seconds: float = 0.0
-    mallocs: int = 0
     first: int = 0
     last: int = 0
     activation_bytes: int = 0
     reserved_bytes: int = 0
+    mallocs: int = 0
 
 
 @dataclass(frozen=True)
